@@ -6,15 +6,13 @@ A paper works only if all that its row says must be offered is there. A paper th
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
 from typing import Any
 
-from lossary.catalogue import evidence, schema
+from lossary.catalogue import evidence, schema, tables
 from lossary.errors import DataError, UnknownName
 
 STATES = ("works", "partly", "not yet")
@@ -58,10 +56,6 @@ class Mapped:
         return bool(self.use or self.metric)
 
 
-def _load(name: str) -> dict[str, Any]:
-    return tomllib.loads(files("lossary.catalogue").joinpath(name).read_text(encoding="utf-8"))
-
-
 @cache
 def states() -> dict[str, State]:
     """Every paper's state by row. A DataError names a judgement that does not fit the methods."""
@@ -69,7 +63,7 @@ def states() -> dict[str, State]:
     for key, made in schema.methods().items():
         for row in made.seed_rows:
             named[row].append(key)
-    judged = _load("coverage.toml")
+    judged = tables()["coverage.toml"]
     for row in judged:
         if row not in named:
             raise DataError(f"coverage.toml: {row} is no paper", needed="R1, R2, ...")
@@ -128,7 +122,7 @@ def surveys() -> dict[str, tuple[str, tuple[Mapped, ...]]]:
     from lossary.catalogue.cite import used
 
     out = {}
-    for row, given in _load("surveys.toml").items():
+    for row, given in tables()["surveys.toml"].items():
         schema.find_paper(row)
         entries = []
         for n, entry in enumerate(given["entries"]):

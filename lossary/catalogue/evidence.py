@@ -10,15 +10,13 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lossary.catalogue import row
+from lossary.catalogue import kept, row, tables
 from lossary.catalogue.source import version
 from lossary.errors import DataError
 
@@ -54,8 +52,8 @@ class Study:
     @cached_property
     def stale(self) -> tuple[str, ...]:
         """The methods whose formula has changed since."""
-        now = versions(self.versions)
-        return tuple(key for key, version in self.versions.items() if now.get(key) != version)
+        now = _studied()
+        return tuple(k for k, then in self.versions.items() if (now[k] if k in now else version(k)) != then)
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,13 @@ class Evidence:
 def values() -> dict[str, tuple[Pinned, ...]]:
     """Every pinned value, by method."""
     out: dict[str, list[Pinned]] = {}
-    for file in sorted(files("lossary.catalogue").joinpath("values").iterdir(), key=lambda f: f.name):
-        if not file.name.endswith(".toml"):
-            continue
-        for given in tomllib.loads(file.read_text(encoding="utf-8"))["value"]:
-            where = f"values/{file.name}: {given.get('key')}"
-            if not str(given.get("source", "")).strip():
-                raise DataError(f"{where} does not say where its numbers come from", needed="source")
-            numbers = list(_flat(given["items"] if "value" not in given else given["value"]))
-            pinned = Pinned(given["key"], given.get("hyper", {}), tuple(numbers[:5]), len(numbers), given["source"])
-            out.setdefault(given["key"], []).append(pinned)
+    for file, given in ((f, one) for f, t in tables().items() if f.startswith("values/") for one in t["value"]):
+        where = f"{file}: {given.get('key')}"
+        if not str(given.get("source", "")).strip():
+            raise DataError(f"{where} does not say where its numbers come from", needed="source")
+        numbers = list(_flat(given["items"] if "value" not in given else given["value"]))
+        pinned = Pinned(given["key"], given.get("hyper", {}), tuple(numbers[:5]), len(numbers), given["source"])
+        out.setdefault(given["key"], []).append(pinned)
     return {key: tuple(pinned) for key, pinned in out.items()}
 
 
@@ -137,6 +132,14 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     Takes keys, and paths of other functions and classes in the module that defines them (`lossary.step.gsr.gsr`).
     """
     return {name: now for name in names if (now := version(name))}
+
+
+@cache
+def _studied() -> dict[str, str]:
+    """The version now of all that recorded studies name. To hash the code of all of it takes a while: it is kept."""
+    names = sorted({name for study in _recorded() for name in study.versions})
+    out: dict[str, str] = kept.found(lambda: {name: version(name) for name in names}, "versions", names)
+    return out
 
 
 def evidence(key: str, folder: Path | None = None) -> Evidence:

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from lossary.catalogue import rows
+from lossary.catalogue import files_of, rows
 from lossary.errors import DataError, UnknownName
 
 ROLES = ("formula", "weight", "reduce", "balance", "track", "ascent", "optimizer", "schedule", "batch")
@@ -275,20 +275,10 @@ def _difference(where: str, given: Mapping[str, Any]) -> tuple[str, str]:
     return made
 
 
-def method_files() -> dict[str, str]:
-    """Which file a method's row stands in."""
-    out = {}
-    for file in files("lossary.catalogue").iterdir():
-        if file.name.endswith(".toml"):
-            found = re.findall(r"^\[([a-z][a-z0-9_]*)\]", file.read_text(encoding="utf-8"), re.M)
-            out.update(dict.fromkeys(found, file.name))
-    return out
-
-
 @cache
 def methods() -> dict[str, Row]:
     """Every method's row by key, checked by itself and against the others."""
-    where = method_files()
+    where = files_of()
     out = {key: method(key, given, where=f"{where.get(key, '?')}: {key}") for key, given in rows().items()}
     for key, made in out.items():
         f = _Fields(f"{where.get(key, '?')}: {key}", {})

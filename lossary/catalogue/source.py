@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lossary.catalogue import kept
+
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOMS = ("formulas", "weigh", "reduce", "track", "balance", "step", "step/optim", "step/schedules")
 PREFIX = {
@@ -165,11 +167,17 @@ def version(name: str) -> str:
 
 @cache
 def methods() -> dict[str, Code]:
-    """Every formula, weight, reduction and tracker by key, in the order of the rooms."""
-    out: dict[str, Code] = {}
-    for room in ROOMS:
-        for file in sorted((PACKAGE / room).glob("*.py")):
-            out.update((code.key, code) for code in _read(file))
+    """Every formula, weight, reduction and tracker by key, in the order of the rooms. To parse all files takes a while:
+    what they say is kept, the defaults as they are written."""
+
+    def find() -> list[dict[str, Any]]:
+        read = (code for room in ROOMS for file in sorted((PACKAGE / room).glob("*.py")) for code in _read(file))
+        return [{**vars(c), "hyper": {n: None if v is REQUIRED else repr(v) for n, v in c.hyper.items()}} for c in read]
+
+    out = {}
+    for given in kept.found(find, "methods"):
+        hyper = {n: REQUIRED if v is None else ast.literal_eval(v) for n, v in given["hyper"].items()}
+        out[given["key"]] = Code(**{**given, "hyper": hyper})
     return out
 
 

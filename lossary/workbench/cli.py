@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from lossary.catalogue import kept
 from lossary.errors import DomainError, LossaryError
-from lossary.workbench import cli_catalogue, kept
+from lossary.workbench import cli_catalogue
 from lossary.workbench.pace import Pace
 
 app = typer.Typer(
@@ -184,11 +186,12 @@ def check(
 ) -> None:
     """Try every law on a method, also on one of your own, and show what holds. Exit code 1 if one breaks."""
     own = ":" in method
-    file = kept.path("check", method, laws)
-    if not own and not again and (held := kept.read(file)):
-        _laws([(name, tried, Text("holds", style="green"), says) for name, tried, says in held["laws"]])
-        out.print(f"{sum(tried for _, tried, _ in held['laws'])} tries, all hold", highlight=False)
-        out.print(f"tried {held['when']}; nothing was changed since, --again tries anew", style="dim", highlight=False)
+    asked, depends = ("check", method, laws), [version("torch"), version("numpy")]
+    if not own and not again and (held := kept.read(*asked, depends=depends)):
+        _laws([(name, tried, Text("holds", style="green"), says) for name, tried, says in held.answer])
+        out.print(f"{sum(tried for _, tried, _ in held.answer)} tries, all hold", highlight=False)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(held.when))
+        out.print(f"tried {when}; nothing was changed since, --again tries anew", style="dim", highlight=False)
         return
     from lossary.laws import LAWS
     from lossary.laws import check as run_check
@@ -211,7 +214,7 @@ def check(
         if failed:
             raise typer.Exit(1)
         if not own:
-            kept.write(file, [(name, tried, says) for name, tried, _, says in rows])
+            kept.write([(name, tried, says) for name, tried, _, says in rows], *asked, depends=depends)
 
 
 def _laws(rows: list[tuple[str, int, Text, str]]) -> None:

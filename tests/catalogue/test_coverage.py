@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lossary.catalogue import cite, coverage, evidence, schema, source
+from lossary.catalogue import cite, coverage, evidence, schema, source, tables
 from lossary.errors import DataError, UnknownName
 
 
@@ -107,7 +107,7 @@ def test_recorded_studies_can_be_read():
 
 # --- coverage --------------------------------------------------------------------------------------------------------
 def test_every_row_that_a_method_names_is_judged():
-    judged = coverage._load("coverage.toml")
+    judged = tables()["coverage.toml"]
     named = {row for made in schema.methods().values() for row in made.seed_rows}
     assert not named - set(judged), f"judge {sorted(named - set(judged))} in coverage.toml"
 

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lossary import methods
-from lossary.workbench import cli, kept
+from lossary.workbench import cli
 
 QUESTION = ["check", "brier", "--law", "round_trip"]
 
@@ -29,18 +29,11 @@ def test_what_held_is_told_again_at_once(run, monkeypatch):
     assert run(*QUESTION, "--again").exception is not None  # tried anew
 
 
-def test_it_depends_on_the_question_the_library_and_torch(monkeypatch, tmp_path):
-    asked = kept.path("check", "brier", None)
-    assert asked == kept.path("check", "brier", None)
-    assert asked != kept.path("check", "focal", None)
-    monkeypatch.setattr(kept, "version", lambda name: "2.99")
-    assert asked != kept.path("check", "brier", None)
-    monkeypatch.undo()
-    (tmp_path / "formula.py").write_text("a = 1")
-    monkeypatch.setattr(kept, "PACKAGE", tmp_path)
-    before = kept.path("check", "brier", None)
-    (tmp_path / "formula.py").write_text("a = 2")
-    assert kept.path("check", "brier", None) != before
+def test_another_torch_is_tried_anew(run, monkeypatch):
+    run(*QUESTION)
+    monkeypatch.setattr(cli, "version", lambda name: "2.99")
+    assert "nothing was changed" not in run(*QUESTION).stdout
+    assert "nothing was changed" in run(*QUESTION).stdout
 
 
 def test_what_breaks_and_what_is_not_ours_is_tried_each_time(run, tmp_path, monkeypatch):
@@ -54,7 +47,7 @@ def test_what_breaks_and_what_is_not_ours_is_tried_each_time(run, tmp_path, monk
         found = run("check", "own_formulas:broken", "--law", "extremes")
         assert (found.exit_code, "breaks" in found.stdout) == (1, True)
         assert "nothing was changed" not in run("check", "own_formulas:good", "--law", "extremes").stdout
-    assert not list(tmp_path.glob("lossary/*"))
+    assert not any("breaks" in f.read_text() or "extremes" in f.read_text() for f in tmp_path.glob("lossary/*"))
 
 
 def test_a_cache_that_cannot_be_used_is_no_error(run, tmp_path, monkeypatch):
@@ -63,6 +56,6 @@ def test_a_cache_that_cannot_be_used_is_no_error(run, tmp_path, monkeypatch):
     assert first.exit_code == 0, first.stdout
     (tmp_path / "lossary").unlink()
     run(*QUESTION)
-    (answer,) = tmp_path.glob("lossary/*.json")
-    answer.write_text("{")
+    for answer in tmp_path.glob("lossary/*.json"):
+        answer.write_text("{")
     assert "nothing was changed" not in run(*QUESTION).stdout
