@@ -97,8 +97,8 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
     return {
         "claim": CLAIM,
         "rows": ["R384"],
-        "methods": [],
-        "versions": evidence.versions(["lossary.step.optim.around.decoupled_decay"]),
+        "methods": ["decoupled_decay"],
+        "versions": evidence.versions(["decoupled_decay"]),
         "setting": {
             "data": f"digits with noise of standard deviation {BLUR:g} on pixels of 0 to 16, {PARTS}",
             "model": f"MLP, {HIDDEN} hidden",

@@ -121,8 +121,8 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
     return {
         "claim": CLAIM,
         "rows": ["R85"],
-        "methods": [],
-        "versions": evidence.versions(["lossary.step.optim.dot.DOT"]),
+        "methods": ["dot"],
+        "versions": evidence.versions(["dot"]),
         "setting": {
             "data": f"digits, {PARTS}",
             "model": f"MLP of {STUDENT} hidden, taught by one of {TEACHER}",

@@ -104,8 +104,8 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
     return {
         "claim": CLAIM,
         "rows": ["R360"],
-        "methods": ["stablemax"],
-        "versions": evidence.versions(["stablemax", "cross_entropy", "lossary.step.optim.around.perp_grad"]),
+        "methods": ["stablemax", "perp_grad"],
+        "versions": evidence.versions(["stablemax", "cross_entropy", "perp_grad"]),
         "setting": {
             "data": f"addition modulo {MODULUS}, {SHARE:.0%} of the pairs to train, drawn anew for each seed",
             "model": f"MLP, two layers of {HIDDEN}, one-hot pairs",

@@ -118,12 +118,11 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
         "R476, a longer regime closes the gap": said(longer["low"] + 0.01, longer["high"] + 0.01),
     }
     verdict = together(*parts.values())
-    code = ("optim.around.lawn", "schedules.batches.GhostBatchNorm", "schedules.batches.scaled_rate")
     return {
         "claim": CLAIM,
         "rows": ["R375", "R476"],
-        "methods": [],
-        "versions": evidence.versions([f"lossary.step.{name}" for name in code]),
+        "methods": ["lawn", "ghost_batch_norm", "scaled_rate"],
+        "versions": evidence.versions(["lawn", "ghost_batch_norm", "scaled_rate"]),
         "setting": {
             "data": f"digits with noise of standard deviation {BLUR:g} on pixels of 0 to 16, {PARTS}",
             "model": f"MLP, {HIDDEN} hidden",

@@ -110,8 +110,8 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
     return {
         "claim": CLAIM,
         "rows": ["R69"],
-        "methods": [],
-        "versions": evidence.versions(["lossary.step.optim.normalized.NormalizedGD"]),
+        "methods": ["normalized_gd"],
+        "versions": evidence.versions(["normalized_gd"]),
         "setting": {
             "data": "digits, pairs; imbalanced: every tenth row of the second digit",
             "model": "logistic regression with an intercept, from 0",

@@ -41,7 +41,7 @@ WAYS: dict[str, tuple[tuple[float, ...], Callable[[Params, float], Optimizer]]] 
     "MoMo-Adam": (ADAM_RATES, lambda p, lr: MomoAdam(p, lr=lr)),
     "Grams": (ADAM_RATES, lambda p, lr: Grams(p, lr=lr)),
 }
-CODE = ("lossary.step.optim.momo.Momo", "lossary.step.optim.momo.MomoAdam", "lossary.step.optim.grams.Grams")
+CODE = ("momo", "momo_adam", "grams")
 
 
 def trained(
@@ -126,7 +126,7 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
     return {
         "claim": CLAIM,
         "rows": ["R412", "R471"],
-        "methods": [],
+        "methods": [*CODE],
         "versions": evidence.versions(CODE),
         "setting": {
             "data": "digits, " + ", ".join(f"{n} {part}" for part, n in PARTS.items()),

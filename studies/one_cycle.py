@@ -105,12 +105,11 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
         ),
     }
     verdict = together(*parts.values())
-    code = ("shapes.one_cycle", "range_test.range_test", "range_test.RangeTest")
     return {
         "claim": CLAIM,
         "rows": ["R438"],
-        "methods": [],
-        "versions": evidence.versions([f"lossary.step.schedules.{name}" for name in code]),
+        "methods": ["one_cycle", "range_test"],
+        "versions": evidence.versions(["one_cycle", "range_test", "lossary.step.schedules.range_test.RangeTest"]),
         "setting": {
             "data": f"digits, {PARTS}",
             "model": f"MLP, {HIDDEN} hidden",

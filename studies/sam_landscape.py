@@ -5,7 +5,8 @@ labels; Chen, Hsieh and Gong (ICLR 2022, arXiv 2106.01548) that the largest eige
 neurons of the first layers fire; Li et al. (NeurIPS 2018, arXiv 1712.09913) that filter-normalised slices show which
 minimum is wider. MLPs on digits, with clean training labels and with 30% of them wrong; the same steps, batches and
 start for both. The radius was fixed beforehand, so SAM had no search that SGD had not. A first design with 400 training
-and 1000 test rows gave differences mostly within corrected intervals too wide to tell anything.
+and 1000 test rows gave differences mostly within corrected intervals too wide to tell anything. Curvatures are
+compared on a log scale, chosen after a first look: they differ by factors from split to split.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Kiselev and Grabovoy (arXiv 2409.11995): around a minimum, |L_{k+1} - L_k| falls as samples are added, and its curve
 tells a sufficient sample size. MLPs trained on digits; losses of every sample at ten random points around the end of
 training. The size from which on one more sample moves the loss by less than a tolerance is extrapolated from 300
-samples and then looked up with 1400.
+samples and then looked up with 1400. That curves are smoothed before a size is read off was added after a first look:
+of a single size the change is noise.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ def run(seed: int = 0, quick: bool = False, progress: Callable[[int, int], None]
     return {
         "claim": CLAIM,
         "rows": ["R390"],
-        "methods": [],
-        "versions": evidence.versions(["lossary.step.schedules.shapes.wsd"]),
+        "methods": ["wsd"],
+        "versions": evidence.versions(["wsd"]),
         "setting": {
             "data": f"digits, {PARTS}; {FLIP:.0%} of all labels wrong in the first part",
             "model": f"MLP, {HIDDEN} hidden",

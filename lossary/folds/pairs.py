@@ -21,14 +21,26 @@ from lossary.errors import WrongRoom
 from lossary.folds.blocks import slices
 from lossary.views.pairs import KINDS, Pairs, product
 
+ROWS = 128
+
 
 @dataclass
 class Sizes:
-    """`small`: pairs up to which the matrix is simply made; bytes of similarities in a block, and in a lane."""
+    """`small`: pairs up to which the matrix is simply made; bytes of similarities in a block, and in a lane.
+
+    A block has `ROWS` rows, more where they take less than the first number of bytes, fewer where more than the second:
+    a product with fewer rows than that is slow, as it packs all columns anew for each block.
+    """
 
     small: int = 2**16
-    block: int = 8 * 2**20
+    block: tuple[int, int] = (16 * 2**20, 32 * 2**20)
     lane: int = 2**20
+
+    def rows(self, columns: int, of: Tensor, matrices: int = 1) -> tuple[int, int]:
+        """Rows of a block and of a lane: so many columns, numbers as wide as `of`'s, that many matrices at a time."""
+        width = max(1, columns * of.element_size())
+        least, most = (max(1, size // (width * matrices)) for size in self.block)
+        return min(max(ROWS, least), most), max(1, self.lane // width)
 
 
 SIZES = Sizes()
@@ -64,17 +76,6 @@ class Plan:
     plain: dict[str, Any]
     names: list[str]  # of the hyperparameters that are tensors
     kinds: list[tuple[str, bool]]
-
-    @property
-    def block(self) -> int:
-        """Rows whose similarities exist at a time."""
-        width = max(1, len(self.view.cols) * self.view.rows.element_size())
-        return max(1, SIZES.block // (width * len(self.kinds)))
-
-    @property
-    def lane(self) -> int:
-        """Rows on which the formula runs at a time."""
-        return max(1, SIZES.lane // max(1, len(self.view.cols) * self.view.rows.element_size()))
 
     def items(self, at: slice, near: list[Tensor], hyper: tuple[Tensor, ...]) -> Tensor:
         """The formula on some rows with these similarities."""
@@ -151,9 +152,10 @@ def over(plan: Plan, tensors: tuple[Tensor, ...], pull: Tensor | None) -> tuple[
         hyper = tuple(x.detach().requires_grad_() for x in hyper)
         sums = [(torch.zeros_like(left), torch.zeros_like(right)) for left, right in ends]
         more = [torch.zeros_like(x) for x in hyper]
-    for at in slices(0, len(out), plan.block):
+    block, size = SIZES.rows(len(plan.view.cols), plan.view.rows, len(plan.kinds))
+    for at in slices(0, len(out), block):
         near = [product(k, left[at], right) for (k, _), (left, right) in zip(plan.kinds, ends, strict=True)]
-        for lane in slices(at.start, at.stop, plan.lane):
+        for lane in slices(at.start, at.stop, size):
             here = slice(lane.start - at.start, lane.stop - at.start)
             if pull is None:
                 out[lane] = plan.items(lane, [s[here] for s in near], hyper)

@@ -42,10 +42,11 @@ def supcon(view: Pairs, tau: Tensor | float) -> Tensor | None:
     if steep(tau):
         return None
     a, b = view.unit_rows, view.unit_cols
-    lse = _Rows.apply(view, True, a, b, torch.as_tensor(tau, dtype=a.dtype, device=a.device))
-    near, count = attraction(view, a, b)
-    out: Tensor = lse - near / count.where(count > 0, 1) / tau
-    return out
+    lse: Tensor = _Rows.apply(view, True, a, b, torch.as_tensor(tau, dtype=a.dtype, device=a.device))
+    if view.col_label is None:
+        return lse
+    near, count = attraction(view.col_label, view.first, a, b)
+    return lse - near / count.where(count > 0, 1) / tau
 
 
 def clip(view: Pairs, tau: Tensor | float) -> Tensor | None:
@@ -57,8 +58,7 @@ def clip(view: Pairs, tau: Tensor | float) -> Tensor | None:
     if steep(tau) or len(view.rows) != len(view.cols):
         return None
     a, b = view.unit_rows, view.unit_cols
-    rows, cols = _Both.apply(a, b, torch.as_tensor(tau, dtype=a.dtype, device=a.device))
-    out: Tensor = (rows + cols) / 2 - (a * b).sum(-1) / tau
+    out: Tensor = _Both.apply(a, b, torch.as_tensor(tau, dtype=a.dtype, device=a.device))
     return out
 
 
@@ -66,10 +66,11 @@ def siglip(view: Pairs, scale: Tensor | float, bias: Tensor | float) -> Tensor |
     """`lossary.formulas.contrastive.siglip`: softplus(z) of all pairs less z of the positives."""
     a, b = view.unit_rows, view.unit_cols
     given = (torch.as_tensor(x, dtype=a.dtype, device=a.device) for x in (scale, bias))
-    total = _Rows.apply(view, False, a, b, *given)
-    near, count = attraction(view, a, b)
-    out: Tensor = total - (scale * near + bias * count)
-    return out
+    total: Tensor = _Rows.apply(view, False, a, b, *given)
+    if view.col_label is None:
+        return total
+    near, count = attraction(view.col_label, view.first, a, b)
+    return total - (scale * near + bias * count)
 
 
 def ring(view: Pairs, fn: Callable[..., Tensor], hyper: dict[str, Any]) -> Tensor | None:
@@ -95,24 +96,19 @@ def steep(tau: Tensor | float) -> bool:
     return 2 / float(tau.detach() if isinstance(tau, Tensor) else tau) > STEEP
 
 
-def attraction(view: Pairs, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cosines with the positives, [N], and their number, [N]."""
-    rows = slice(view.first, view.first + len(a))
-    if view.col_label is None:
-        return (a * b[rows]).sum(-1), torch.ones_like(a[:, 0])
-    _, kind, count = view.col_label.unique(return_inverse=True, return_counts=True)
+def attraction(label: Tensor, first: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cosines with the positives, [N], and their number, [N]: the columns of the row's label but its own."""
+    rows = slice(first, first + len(a))
+    _, kind, count = label.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(count), b.shape[1], dtype=b.dtype, device=b.device).index_add(0, kind, b)
     return (a * (sums[kind[rows]] - a)).sum(-1), (count[kind[rows]] - 1).to(a.dtype)
 
 
-def _sizes(columns: int, of: Tensor) -> tuple[int, int]:
-    """Rows of a block and of a lane."""
-    width = max(1, columns * of.element_size())
-    return max(1, SIZES.block // width), max(1, SIZES.lane // width)
-
-
 class _Rows(torch.autograd.Function):
-    """Of every row the log-sum-exp of c / tau, or the sum of softplus(scale c + bias); a row's own column left out.
+    """Of every row the log-sum-exp of z = c / tau, or the sum of softplus(z = scale c + bias), less z of its positive.
+
+    The positive counts where there are no labels: it is the column of the row's number. In one set of embeddings a
+    row's own column is left out.
 
     One number a row, so its gradient is known as soon as the row is: it is taken in the forward pass for a pull of 1 on
     every valid item, and again in the backward pass if the pull was another one.
@@ -144,32 +140,36 @@ def _over(
     view: Pairs, soft: bool, a: Tensor, b: Tensor, hyper: tuple[Tensor, ...], pull: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """The rows' numbers and, given a pull on them, the gradients by a, b and the hyperparameters."""
-    scale = 1 / hyper[0] if soft else hyper[0]
+    scale, paired = 1 / hyper[0] if soft else hyper[0], view.col_label is None
     shift = -scale if soft else hyper[1]
     out = torch.empty_like(a[:, 0])
     by_a, by_b, by_shift = torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(scale)
-    block, size = _sizes(len(b), a)
+    block, size = SIZES.rows(len(b), a)
+    buffer = a.new_empty(min(block, len(a)), len(b))
     for at in slices(0, len(a), block):
         part = a[at] * scale
-        z = part @ b.mT
+        z = torch.mm(part, b.mT, out=buffer[: len(part)])
         for lane in slices(at.start, at.stop, size):
             here = z[lane.start - at.start : lane.stop - at.start]
             here += shift
-            if soft:
-                here.exp_()
-                if view.alone:
-                    here.diagonal(view.first + lane.start).zero_()
-                total = here.sum(-1)
-                out[lane] = total.log() - shift
-                if pull is not None:
-                    here *= (pull[lane] / total)[:, None]
-                continue
+            mine = here.diagonal(view.first + lane.start)
+            positive = mine.clone() if paired else shift if soft else 0.0
             if view.alone:
-                here.diagonal(view.first + lane.start).fill_(-torch.inf)
-            out[lane] = F.softplus(here).sum(-1)
+                mine.fill_(-torch.inf)
+            if soft:
+                total = here.exp_().sum(-1)
+                value = total.log()
+            else:
+                total, value = torch.ones_like(out[lane]), F.softplus(here).sum(-1)
+                if pull is not None:
+                    here.sigmoid_()
+            out[lane] = value - positive
             if pull is not None:
-                here.sigmoid_().mul_(pull[lane, None])
-                by_shift += here.sum()
+                here *= (pull[lane] / total)[:, None]
+                if paired:
+                    mine -= pull[lane]
+                if not soft:
+                    by_shift += here.sum()
         if pull is not None:  # z holds the gradient by itself now
             torch.mm(z, b, out=by_a[at])
             by_b.addmm_(z.mT, part)
@@ -181,39 +181,42 @@ def _over(
 
 
 class _Both(torch.autograd.Function):
-    """The log-sum-exp of c / tau over every row, [N], and over every column, [M]. Similarities are made twice."""
+    """The mean log-sum-exp of z = c / tau over row i and over column i, less z_ii, [N]. Similarities are made twice."""
 
     @staticmethod
     @exactly
-    def forward(ctx: Any, a: Tensor, b: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        rows, cols = torch.empty_like(a[:, 0]), torch.zeros_like(b[:, 0])
-        block, size = _sizes(len(b), a)
+    def forward(ctx: Any, a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
+        rows, cols, own = torch.empty_like(a[:, 0]), torch.zeros_like(b[:, 0]), torch.empty_like(a[:, 0])
+        block, size = SIZES.rows(len(b), a)
+        buffer = a.new_empty(min(block, len(a)), len(b))
         for at in slices(0, len(a), block):
-            z = (a[at] / tau) @ b.mT
+            z = torch.mm(a[at] / tau, b.mT, out=buffer[: at.stop - at.start])
+            own[at] = z.diagonal(at.start)
             for lane in slices(0, len(z), size):
                 here = z[lane]
                 here.sub_(1 / tau).exp_()
                 rows[at.start + lane.start : at.start + lane.stop] = here.sum(-1)
                 cols += here.sum(0)
-        rows, cols = rows.log_().add_(1 / tau), cols.log_().add_(1 / tau)
         ctx.save_for_backward(a, b, tau, rows, cols)
-        return rows, cols
+        return (rows.log() + cols.log()).div_(2).add_(1 / tau).sub_(own)
 
     @staticmethod
     @exactly
-    def backward(ctx: Any, by_rows: Tensor, by_cols: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         once()
         a, b, tau, rows, cols = ctx.saved_tensors
         by_a, by_b = torch.empty_like(a), torch.zeros_like(b)
-        left, right = by_rows * (1 / tau - rows).exp(), by_cols * (1 / tau - cols).exp()
-        block, size = _sizes(len(b), a)
+        left, right = grad / (2 * rows), grad / (2 * cols)
+        block, size = SIZES.rows(len(b), a)
+        buffer = a.new_empty(min(block, len(a)), len(b))
         for at in slices(0, len(a), block):
             part = a[at] / tau
-            z = part @ b.mT
+            z = torch.mm(part, b.mT, out=buffer[: len(part)])
             for lane in slices(0, len(z), size):
                 here = z[lane]
                 here.sub_(1 / tau).exp_()
                 here *= left[at][lane, None] + right
+            z.diagonal(at.start).sub_(grad[at])
             torch.mm(z, b, out=by_a[at])
             by_b.addmm_(z.mT, part)
         by_tau = -(by_a.flatten() @ a.flatten()) / tau.square()

@@ -49,7 +49,7 @@ def around(shard: Tensor, group: Any, meet: Callable[[Tensor], None]) -> Tensor:
 
 def lanes(rows: int, columns: int, of: Tensor) -> list[slice]:
     """Rows whose similarities exist at a time."""
-    return list(slices(0, rows, max(1, SIZES.block // max(1, columns * of.element_size()))))
+    return list(slices(0, rows, SIZES.rows(columns, of)[0]))
 
 
 class _Ring(torch.autograd.Function):

@@ -189,7 +189,7 @@ def streams(method: Method, hyper: Hyper) -> None:
     pull = torch.linspace(0.5, 2, len(x), dtype=x.dtype)  # not that of a mean
     for name, y in (("one set", target), ("two towers", other)):
         found = []
-        for sizes in (Sizes(), Sizes(small=0, block=40 * 13, lane=16 * 13)):
+        for sizes in (Sizes(), Sizes(small=0, block=(520, 520), lane=16 * 13)):
             whole = objective(method, learned)
             a, b = x.clone().requires_grad_(), y.clone()
             b.requires_grad_(y.is_floating_point())

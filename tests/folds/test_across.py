@@ -66,7 +66,7 @@ def worker(rank, world, port, small, folder):
     first = sum(SHARES[world][:rank])
     mine = slice(first, first + SHARES[world][rank])
     found = {}
-    with mock.patch.multiple(pairs.SIZES, small=small, block=400, lane=200):
+    with mock.patch.multiple(pairs.SIZES, small=small, block=(400, 400), lane=200):
         for name in OBJECTIVES:
             net = DistributedDataParallel(model())
             share = (t[mine] for t in batch(name.startswith(TOWERS)))

@@ -23,7 +23,7 @@ def drawn(n=30, d=6, seed=0, classes=7):
 @pytest.fixture
 def few_rows():
     """A block of 6 rows and lanes of 4, at 30 columns."""
-    with mock.patch.multiple(pairs.SIZES, small=0, block=6 * 30 * 8, lane=4 * 30 * 8):
+    with mock.patch.multiple(pairs.SIZES, small=0, block=(1440, 1440), lane=4 * 30 * 8):
         yield
 
 
@@ -32,7 +32,7 @@ def both(objective, x, y, pull=None, **given):
     out = []
     for small in (2**30, 0):
         leaves = [x.clone().requires_grad_(), *([y.clone().requires_grad_()] if y.is_floating_point() else [])]
-        with mock.patch.multiple(pairs.SIZES, small=small, block=6 * 30 * 8, lane=4 * 30 * 8):
+        with mock.patch.multiple(pairs.SIZES, small=small, block=(1440, 1440), lane=4 * 30 * 8):
             items = objective.items(leaves[0], leaves[-1] if y.is_floating_point() else y, **given)
             loss = items.loss.where(items.valid, 0) if items.valid is not None else items.loss
             total = loss.sum() if pull is None else (pull * loss).sum()
