@@ -34,7 +34,7 @@ class Sizes:
 
     small: int = 2**16
     block: tuple[int, int] = (16 * 2**20, 32 * 2**20)
-    lane: int = 2**20
+    lane: int = 2 * 2**20
 
     def rows(self, columns: int, of: Tensor, matrices: int = 1) -> tuple[int, int]:
         """Rows of a block and of a lane: so many columns, numbers as wide as `of`'s, that many matrices at a time."""
