@@ -14,28 +14,34 @@ Gradients = dict[Tensor, Tensor]
 
 
 class Rows:
-    """T gradients. What two or more terms reach is shared, and balanced; what one term reaches is its own business."""
+    """T gradients. What two or more terms reach is shared, and balanced; what one term reaches is its own business.
 
-    def __init__(self, rows: Sequence[Gradients]) -> None:
-        self.rows = list(rows)
+    trunk: what is shared, where that is known beforehand; what several terms reach outside it is summed.
+    """
+
+    def __init__(self, rows: Sequence[Gradients], trunk: Sequence[Tensor] | None = None) -> None:
+        self.rows, self.trunk = list(rows), trunk
         reached = Counter(p for row in self.rows for p in row)
-        self.shared = [p for p, times in reached.items() if times > 1]
+        self.shared = [p for p, times in reached.items() if times > 1] if trunk is None else list(trunk)
 
     @classmethod
-    def of(cls, losses: Sequence[Tensor], params: Sequence[Tensor]) -> Rows:
+    def of(cls, losses: Sequence[Tensor], params: Sequence[Tensor], trunk: Sequence[Tensor] | None = None) -> Rows:
         """One backward pass a term. A parameter that a term does not reach has no entry in its row."""
         rows = []
         for at, loss in enumerate(losses):
-            found = torch.autograd.grad(loss, params, retain_graph=at + 1 < len(losses), allow_unused=True)
-            rows.append({p: g for p, g in zip(params, found, strict=True) if g is not None})
-        return cls(rows)
+            keep = any(x.requires_grad for x in losses[at + 1 :])
+            found = (
+                torch.autograd.grad(loss, params, retain_graph=keep, allow_unused=True) if loss.requires_grad else ()
+            )
+            rows.append({p: g for p, g in zip(params, found, strict=False) if g is not None})
+        return cls(rows, trunk)
 
     def each(self, change: Callable[[Gradients], Gradients]) -> Rows:
         """Every row changed alike."""
-        return Rows([change(row) for row in self.rows])
+        return Rows([change(row) for row in self.rows], self.trunk)
 
     def __add__(self, other: Rows) -> Rows:
-        return Rows([added(a, b) for a, b in zip(self.rows, other.rows, strict=True)])
+        return Rows([added(a, b) for a, b in zip(self.rows, other.rows, strict=True)], self.trunk)
 
     def __sub__(self, other: Rows) -> Rows:
         return self + other.each(lambda row: {p: -g for p, g in row.items()})
@@ -73,9 +79,11 @@ class Rows:
         return {**self.own(), **{p: d.view_as(p).to(p) for p, d in zip(self.shared, parts, strict=True)}}
 
     def own(self) -> Gradients:
-        """What only one term reaches."""
-        shared = set(self.shared)
-        return {p: g for row in self.rows for p, g in row.items() if p not in shared}
+        """What is not shared."""
+        shared, out = set(self.shared), Gradients()
+        for row in self.rows:
+            out = added(out, {p: g for p, g in row.items() if p not in shared})
+        return out
 
 
 class Taped:

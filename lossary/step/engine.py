@@ -6,7 +6,7 @@ gradient at w, balanced -> displacement by a rule -> gradient at w + displacemen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -37,6 +37,9 @@ class Step:
 
     balance: how terms become one direction (none: their sum). Parameters that one term alone reaches (its head) get
     that term's gradient as it is, where the balancer goes by gradients. It remembers the first pass of each step.
+    trunk: the shared parameters (none: those that two or more terms reach); then what is outside gets the terms' sum. A
+    balancer by the Jacobian that has a trunk (M-ConFIG) lets terms take turns: one that has none in this step is a
+    number without a graph, torch.zeros(()) for instance, and costs no pass.
     ascent: a rule of displacement, and then a second pass. model: its buffers (running statistics of batch
     normalisation and the like) are those of the first pass. optimizer: the parameters of its groups that have a
     gradient are displaced; a group may have a "rho" of its own. objective: a Lossary objective, or several in a
@@ -69,6 +72,7 @@ class Step:
         accumulate: int = 1,
         *,
         balance: Balance | None = None,
+        trunk: Iterable[Tensor] | None = None,
         by_term: bool = False,
         shared: bool = False,
         apart: bool = False,
@@ -92,8 +96,15 @@ class Step:
         self.shared, self.apart, self.same_noise = shared, apart, same_noise
         self.means: Means = {}
         others = [objective] if objective is not None else []
-        self.passes = Passes(model, optimizer, others, balance, self.scaler, accumulate)
+        some = None if trunk is None else [p for p in dict.fromkeys(trunk) if p.requires_grad]
+        self.passes = Passes(model, optimizer, others, balance, self.scaler, accumulate, some)
         params = self.passes.params()
+        if some is not None and (not some or balance is None or balance.needs == "losses" or {*some} - {*params}):
+            raise DomainError(
+                "trunk names the parameters whose gradients are balanced",
+                needed="parameters of the optimizer, and a balancer by gradients",
+                found=f"{len(some)} of them, {len({*some} - {*params})} not the optimizer's; balance={balance!r}",
+            )
         if type(model).__name__ == "FullyShardedDataParallel" or any(hasattr(p, "placements") for p in params):
             raise DomainError("the parameters are sharded", needed="whole parameters: one process, or DDP")
 
@@ -192,7 +203,7 @@ class Step:
             with self._elsewhere(moved, displacement, noise):
                 torch.clear_autocast_cache()
                 lifted += self.passes.rows(closures, quiet=True, only=name)[1].rows
-        high = Rows(lifted)
+        high = Rows(lifted, self.passes.trunk)
         if self.passes.ddp:
             losses = self.passes.of_all(losses)
             rows, high = rows.each(self.passes.average), high.each(self.passes.average)

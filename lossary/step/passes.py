@@ -48,9 +48,10 @@ class Passes:
         balance: Balance | None,
         scaler: torch.amp.GradScaler | None,
         accumulate: int,
+        trunk: Sequence[Tensor] | None = None,
     ) -> None:
         self.model, self.optimizer, self.others = model, optimizer, list(others)
-        self.balance, self.scaler, self.accumulate = balance, scaler, accumulate
+        self.balance, self.scaler, self.accumulate, self.trunk = balance, scaler, accumulate, trunk
         self.seen = Seen({})
         self.held: Mapping[str, Tensor] | None = None
 
@@ -65,7 +66,7 @@ class Passes:
         torch.clear_autocast_cache()
         if self.balance is None or self.balance.needs == "losses":
             return self._by_total(closures, quiet)
-        alone = len(closures) == 1 and (quiet or not self.ddp) and self.balance.needs == "gramian"
+        alone = len(closures) == 1 and (quiet or not self.ddp) and self.balance.needs == "gramian" and not self.trunk
         losses, rows = self._taped(closures[0]) if alone else self.rows(closures, quiet)
         for p, g in self.joined(losses, rows).items():
             p.grad = g
@@ -111,7 +112,7 @@ class Passes:
                     losses = self.losses(closure)
                     kept = list(losses.values()) if only is None else [losses[only]]
                     scaled = kept if self.scaler is None else [self.scaler.scale(x) for x in kept]
-                    now = Rows.of(scaled, self.trained())
+                    now = Rows.of(scaled, self.trained(), self.trunk)
                 found, rows = _sum(found, losses), now if rows is None else rows + now
         assert rows is not None
         if not quiet and self.ddp:
@@ -174,16 +175,23 @@ class Passes:
         given = closure()
         named = dict(given) if isinstance(given, Mapping) else {ONLY: given}
         for name, loss in named.items():
-            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            if not isinstance(loss, Tensor) or loss.ndim or not (loss.requires_grad or self.turns):
                 what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
                 raise ShapeError(
                     "a closure returns the loss" + (f", and so does its term {name!r}" if name else ""),
                     needed="a scalar with a graph, before backward(); or several, as a dict by name",
                     found=what if not isinstance(loss, Tensor) or loss.ndim else "a scalar without a graph",
                 )
+        if named and not any(x.requires_grad for x in named.values()):
+            raise ShapeError("no term has a graph", needed="one that has its turn", found="numbers only")
         if not named:
             raise ShapeError("a closure returned no term", needed="a dict of losses by name", found="{}")
         return {n: x / self.accumulate if self.accumulate > 1 else x for n, x in named.items()}
+
+    @property
+    def turns(self) -> bool:
+        """Whether a term may sit a step out: what is shared is known, and the balancer keeps a mean for each term."""
+        return self.trunk is not None and self.balance is not None and self.balance.needs == "jacobian"
 
     # --- what there is --------------------------------------------------------------------------------------------
     def params(self) -> list[Tensor]:
