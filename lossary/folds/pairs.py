@@ -9,6 +9,7 @@ have a shorter way (`lossary.folds.quick`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -41,6 +42,12 @@ class Sizes:
         width = max(1, columns * of.element_size())
         least, most = (max(1, size // (width * matrices)) for size in self.block)
         return min(max(ROWS, least), most), max(1, self.lane // width)
+
+    def tile(self, of: Tensor) -> tuple[int, int, int]:
+        """Rows, columns and rows of a lane where neither needs to be whole: the embeddings of both fit in the cache."""
+        count = self.block[0] // of.element_size()
+        columns = max(1, math.isqrt(count) // 2)
+        return max(1, count // columns), columns, max(1, self.lane // (columns * of.element_size()))
 
 
 SIZES = Sizes()

@@ -10,7 +10,7 @@ as long as 2 / tau stays below 80; sharper softmaxes go the long way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -181,43 +181,46 @@ def _over(
 
 
 class _Both(torch.autograd.Function):
-    """The mean log-sum-exp of z = c / tau over row i and over column i, less z_ii, [N]. Similarities are made twice."""
+    """The mean log-sum-exp of z = c / tau over row i and over column i, less z_ii, [N]. Similarities are made twice.
+
+    The largest entry is known, so sums over parts of a row simply add, and tiles need not be as wide as the matrix.
+    """
 
     @staticmethod
     @exactly
     def forward(ctx: Any, a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
-        rows, cols, own = torch.empty_like(a[:, 0]), torch.zeros_like(b[:, 0]), torch.empty_like(a[:, 0])
-        block, size = SIZES.rows(len(b), a)
-        buffer = a.new_empty(min(block, len(a)), len(b))
-        for at in slices(0, len(a), block):
-            z = torch.mm(a[at] / tau, b.mT, out=buffer[: at.stop - at.start])
-            own[at] = z.diagonal(at.start)
-            for lane in slices(0, len(z), size):
-                here = z[lane]
-                here.sub_(1 / tau).exp_()
-                rows[at.start + lane.start : at.start + lane.stop] = here.sum(-1)
-                cols += here.sum(0)
+        rows, cols = torch.zeros_like(a[:, 0]), torch.zeros_like(b[:, 0])
+        for at, of, _, lanes in _tiles(a, b, tau):
+            for lane, here in lanes:
+                rows[at][lane] += here.sum(-1)
+                cols[of] += here.sum(0)
         ctx.save_for_backward(a, b, tau, rows, cols)
-        return (rows.log() + cols.log()).div_(2).add_(1 / tau).sub_(own)
+        return (rows.log() + cols.log()).div_(2).add_(1 / tau).sub_(torch.linalg.vecdot(a, b) / tau)
 
     @staticmethod
     @exactly
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         once()
         a, b, tau, rows, cols = ctx.saved_tensors
-        by_a, by_b = torch.empty_like(a), torch.zeros_like(b)
-        left, right = grad / (2 * rows), grad / (2 * cols)
-        block, size = SIZES.rows(len(b), a)
-        buffer = a.new_empty(min(block, len(a)), len(b))
-        for at in slices(0, len(a), block):
-            part = a[at] / tau
-            z = torch.mm(part, b.mT, out=buffer[: len(part)])
-            for lane in slices(0, len(z), size):
-                here = z[lane]
-                here.sub_(1 / tau).exp_()
-                here *= left[at][lane, None] + right
-            z.diagonal(at.start).sub_(grad[at])
-            torch.mm(z, b, out=by_a[at])
-            by_b.addmm_(z.mT, part)
-        by_tau = -(by_a.flatten() @ a.flatten()) / tau.square()
-        return by_a.div_(tau), by_b, by_tau
+        by_a, by_b = torch.zeros_like(a), torch.zeros_like(b)
+        left, right = grad / (2 * rows * tau), grad / (2 * cols * tau)
+        for at, of, z, lanes in _tiles(a, b, tau):
+            for lane, here in lanes:
+                here *= left[at][lane, None] + right[of]
+            by_a[at].addmm_(z, b[of])
+            by_b[of].addmm_(z.mT, a[at])
+        by_a.addcmul_(grad[:, None], b / -tau)
+        by_b.addcmul_(grad[:, None], a / -tau)
+        return by_a, by_b, -(by_a.flatten() @ a.flatten()) / tau
+
+
+def _tiles(a: Tensor, b: Tensor, tau: Tensor) -> Iterator[tuple[slice, slice, Tensor, Iterator[tuple[slice, Tensor]]]]:
+    """Rows, columns, and exp((c - 1) / tau) there: whole, for when all lanes have been made, and lane by lane."""
+    height, width, size = SIZES.tile(a)
+    buffer = a.new_empty(min(height, len(a)) * min(width, len(b)))
+    for at in slices(0, len(a), height):
+        part = a[at] / tau
+        for of in slices(0, len(b), width):
+            z = buffer[: len(part) * (of.stop - of.start)].view(len(part), -1)
+            torch.mm(part, b[of].mT, out=z)
+            yield at, of, z, ((lane, z[lane].sub_(1 / tau).exp_()) for lane in slices(0, len(z), size))

@@ -216,3 +216,22 @@ def test_autocast_changes_nothing(key, few_rows):
                 loss.backward()
             found.append((loss.detach(), z.grad))
         same(found, 1e-6)
+
+
+@pytest.mark.parametrize("size", [(200, 200), (1000, 1000), (64, 64)])
+@pytest.mark.parametrize("tau", [0.1, 0.5])
+def test_tiles_of_two_towers_make_the_matrix(size, tau):
+    """Neither whole rows nor whole columns, shorter ends, a pull that is not a mean's, a learned temperature."""
+    (x, _), (y, _) = drawn(31, 6), drawn(31, 6, seed=5)
+    objective = lossary.clip(tau=lossary.memory.Learned(tau))
+    pull = torch.linspace(0.5, 2, 31, dtype=x.dtype)
+    with mock.patch.multiple(pairs.SIZES, block=size):
+        height, width, _ = pairs.SIZES.tile(x)
+        assert height < 31 or width < 16
+    found = []
+    for small, block in ((2**30, (1440, 1440)), (0, size)):
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        with mock.patch.multiple(pairs.SIZES, small=small, block=block, lane=50):
+            loss = objective.items(a, b).loss
+            found.append((loss, *torch.autograd.grad((pull * loss).sum(), [a, b, *objective.parameters()])))
+    same(found)
