@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "adversarial", "balance", "catalogue", "data", "ensloss", "errors", "expression", "folds", "formulas", "heads",
-    "icon", "laws", "measure", "memory", "reduce", "repair", "simplex", "space", "step", "track", "views", "weigh",
+    "balance", "catalogue", "data", "errors", "expression", "folds", "formulas", "heads",
+    "icon", "laws", "measure", "memory", "reduce", "repair", "space", "step", "track", "views", "weigh",
 )  # fmt: skip
 _HOMES = {
     "REGISTRY": "methods",

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor
 
-from lossary.ensloss import EnsLoss
+from lossary.space.ensloss import EnsLoss
 from lossary.workbench.statistics import nadeau_bengio
 from lossary.workbench.trials import verdict
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 import lossary
-from lossary import simplex
+from lossary.heads import simplex
 from lossary.workbench.models import factory
 from lossary.workbench.trials import accuracy, contest, report, verdict
 

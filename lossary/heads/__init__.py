@@ -3,8 +3,8 @@
 `HarmonicHead` scores by distance to a class centre; `SphericalOutput` takes the exact step of a spherical loss at a
 cost that does not depend on the number of classes. `LegendreLink` and `CanonicalLink` learn the map from logits to
 probabilities, and with it a proper loss. `CosineHead` scores by the angle to class centres, for losses with a margin in
-the angle. `Router` sends tokens to experts and balances them without a loss. Big layers under any other objective:
-`lossary.folds`.
+the angle. `Router` sends tokens to experts and balances them without a loss. `lossary.heads.simplex` has maps to
+probabilities that can be exactly 0. Big layers under any other objective: `lossary.folds`.
 """
 
 from lossary.heads.cosine import CosineHead, FeatureNorms, batch_negatives, hash_codes

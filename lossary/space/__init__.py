@@ -1,11 +1,13 @@
 """Space: terms and constraints on features and weights, beside the cost of a prediction."""
 
+from lossary.space.adversarial import smooth_adversarial
 from lossary.space.alip import ALIP
 from lossary.space.anomaly import angular_centre, knn_anomaly, mean_shifted
 from lossary.space.balanced import GroupedCosine, HeadTail, HeadTailLogits, head_tail_loss
 from lossary.space.collapse import CenterPull, apart
 from lossary.space.cosent import cosent
 from lossary.space.ensemble import Ensemble, utility_loss
+from lossary.space.ensloss import EnsLoss
 from lossary.space.global_contrastive import AdaptiveHeads, BadPairs, GlobalContrastive, ModelAware
 from lossary.space.heads import GML, class_similarity, naive_bayes
 from lossary.space.mining import mined
@@ -23,6 +25,7 @@ __all__ = [
     "AdaptiveWeights",
     "BadPairs",
     "CenterPull",
+    "EnsLoss",
     "Ensemble",
     "GlobalContrastive",
     "GroupedCosine",
@@ -47,6 +50,7 @@ __all__ = [
     "mixed_barlow_twins",
     "naive_bayes",
     "repulsion",
+    "smooth_adversarial",
     "smoothness",
     "soft_dice",
     "soft_sort",

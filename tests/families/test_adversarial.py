@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lossary
-from lossary.adversarial import attack, margins, smooth_adversarial
+from lossary.space.adversarial import attack, margins, smooth_adversarial
 
 
 def adversarial(logits, y, tau, rho):

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import lossary
-from lossary import simplex
-from lossary.adversarial import attack, margins, smooth_adversarial
-from lossary.ensloss import EnsLoss, random_slopes
 from lossary.errors import LossaryError
 from lossary.formulas import families  # noqa: F401
+from lossary.heads import simplex
 from lossary.heads.harmonic import HarmonicHead
+from lossary.space.adversarial import attack, margins, smooth_adversarial
+from lossary.space.ensloss import EnsLoss, random_slopes
 
 
 def draw(rows, classes, seed=0, scale=1.5):
