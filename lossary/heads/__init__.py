@@ -7,7 +7,7 @@ the angle. `Router` sends tokens to experts and balances them without a loss. `l
 probabilities that can be exactly 0. Big layers under any other objective: `lossary.folds`.
 """
 
-from lossary.heads.cosine import CosineHead, FeatureNorms, batch_negatives, hash_codes
+from lossary.heads.cosine import CosineHead, batch_negatives, hash_codes
 from lossary.heads.harmonic import HarmonicHead
 from lossary.heads.legendre import CanonicalLink, LegendreLink
 from lossary.heads.router import Router, Routes, balance_loss, max_violation
@@ -16,7 +16,6 @@ from lossary.heads.spherical import SphericalOutput
 __all__ = [
     "CanonicalLink",
     "CosineHead",
-    "FeatureNorms",
     "HarmonicHead",
     "LegendreLink",
     "Router",

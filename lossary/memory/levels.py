@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossary.errors import DomainError, ShapeError
-from lossary.memory import Memory, size_of
+from lossary.memory.base import Memory, size_of
 
 
 class RunningLoss(Memory):

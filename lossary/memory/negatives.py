@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lossary.errors import DomainError
-from lossary.memory import check_ids, size_of
+from lossary.memory.base import check_ids, size_of
 
 
 class HardNegatives(nn.Module):

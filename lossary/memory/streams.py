@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lossary.errors import DataError, DomainError, MissingInput, ShapeError
-from lossary.memory import Memory, size_of
+from lossary.memory.base import Memory, size_of
 
 
 class RunningMean(Memory):

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from lossary.catalogue import kept
-from lossary.errors import DomainError, LossaryError
+from lossary.errors import DomainError
 from lossary.workbench import cli_catalogue
-from lossary.workbench.pace import Pace
+from lossary.workbench.terminal import bar, one_line, out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which training objective should I use on my data, and does it help?",
 )
-out, err = Console(), Console(stderr=True)
-
 Where = Annotated[str | None, typer.Option("--store", help="Database of runs: a path or an SQLAlchemy URL.")]
 
 
@@ -84,7 +77,7 @@ def compare(
     from lossary.workbench.compare import compare as run_compare
     from lossary.workbench.data import load
 
-    with _one_line():
+    with one_line():
         dataset = load(data, target=target or None, task=task, test=test, drop=drop or [])
         names = [name.strip() for text in objectives or ["preset:all"] for name in text.split(";") if name.strip()]
         out.print(
@@ -93,7 +86,7 @@ def compare(
         )
         for note in dataset.notes:
             out.print(f"  [dim]{_plain(note)}[/]")
-        with _bar() as tell:
+        with bar() as tell:
             made = run_compare(
                 dataset,
                 objectives=names,
@@ -129,7 +122,7 @@ def runs(store: Where = None) -> None:
     """List the runs in the store."""
     from lossary.workbench.store import Store
 
-    with _one_line(), Store(store, create=False) as database:
+    with one_line(), Store(store, create=False) as database:
         table = Table("run", "started", "status", "records", "command")
         for row in database.runs():
             status = row["status"] + (f": {row['message']}" if row["message"] else "")
@@ -146,7 +139,7 @@ def report(
     """Draw the report of a finished run again, and show its verdict."""
     from lossary.workbench.store import Store
 
-    with _one_line(), Store(store, create=False) as database:
+    with one_line(), Store(store, create=False) as database:
         found = database.run(run)
         if found.result is None:
             raise DomainError(f"run {found.id} is {found.status}", needed="a finished run", try_=found.command)
@@ -164,14 +157,14 @@ def study(
     """Run a study: a claim, tried on data, with seeds and intervals."""
     from lossary.workbench import studies
 
-    with _one_line():
+    with one_line():
         if not name:
             table = Table("study", "claim")
             for key, module in studies.known().items():
                 table.add_row(key, Text((module.__doc__ or "").strip().splitlines()[0]))
             out.print(table)
             return
-        with _bar() as tell:
+        with bar() as tell:
             result = studies.run(name, seed=seed, quick=quick, progress=tell)
         out.print_json(json.dumps(result))
         path = studies.write(result, output)
@@ -197,9 +190,9 @@ def check(
     from lossary.laws import check as run_check
     from lossary.workbench.models import imported
 
-    with _one_line():
+    with one_line():
         subject = imported(method, "method") if own else method
-        with _bar() as tell:
+        with bar() as tell:
             done = run_check(subject, laws or None, progress=tell)
         rows = []
         for name in dict.fromkeys(o.law for o in done):
@@ -228,56 +221,8 @@ cli_catalogue.register(app)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Errors meant for people: one line, exit code 2. Ctrl-C: how to go on, exit code 130."""
-    try:
-        yield
-    except LossaryError as error:
-        print(f"lossary: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        again = "lossary " + shlex.join(a for a in sys.argv[1:] if a != "--fresh")
-        print(f"Stopped; what was finished is stored. To go on: {again}", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
 def _opened(run: Any) -> None:
     out.print(f"  [dim]run {run.id}" + (", going on where it stopped" if run.resumed else "") + "[/]")
-
-
-@contextmanager
-def _bar() -> Iterator[Any]:
-    """A bar in a terminal; in a log file a line now and then."""
-    pace = Pace()
-    if not err.is_terminal:
-        yield _Lines(pace).tell
-        return
-    columns = [
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    ]  # fmt: skip
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task("starting", total=None, left="")
-
-        def tell(note: str, done: int, total: int) -> None:
-            progress.update(task, description=note, completed=done, total=total, left=pace.left(done, total))
-
-        yield tell
-
-
-class _Lines:
-    """Progress as lines of text, one at the start of each stage and at most one in half a minute."""
-
-    def __init__(self, pace: Pace, every: float = 30.0) -> None:
-        self.pace, self.every, self.last, self.note = pace, every, -math.inf, ""
-
-    def tell(self, note: str, done: int, total: int) -> None:
-        left, now = self.pace.left(done, total), time.monotonic()
-        if not done or (note == self.note and done < total and now - self.last < self.every):
-            return
-        self.note, self.last = note, now
-        print(f"{note}: {done:,} of {total:,}" + (f", {left}" if left else ""), file=sys.stderr, flush=True)
 
 
 def _plain(text: object) -> str:

@@ -12,6 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lossary.workbench.terminal import one_line, out
+
 if TYPE_CHECKING:
     from lossary.catalogue.coverage import Mapped
     from lossary.catalogue.schema import Paper, Row
@@ -31,10 +33,9 @@ def search(
 ) -> None:
     """Search the methods and the 479 source papers, built or not. Typos are forgiven."""
     from lossary.catalogue import search as engine
-    from lossary.workbench.cli import _one_line, out
 
     query = " ".join(words or [])
-    with _one_line():
+    with one_line():
         hits = engine.search(query, family=family, year=year, state=state, kind=kind)
         near = [] if hits else engine.index().nearest(query)
     if as_json:
@@ -68,9 +69,8 @@ def show(
 ) -> None:
     """Show all that is known about a method or a paper: formula, hyperparameters, limits, evidence, citation."""
     from lossary.catalogue import schema
-    from lossary.workbench.cli import _one_line, out
 
-    with _one_line():
+    with one_line():
         if key[:1] in "Rr" and key[1:].isdigit():
             paper = schema.find_paper(key)
             if as_json:
@@ -95,9 +95,8 @@ def cite(
 ) -> None:
     """Print the BibTeX of exactly what is configured: its methods, weights and reductions."""
     from lossary.catalogue import cite as engine
-    from lossary.workbench.cli import _one_line
 
-    with _one_line():
+    with one_line():
         found = engine.configured(config)
         print(engine.bibtex(engine.rows_of(part for parts in found.values() for part in parts)), end="")
 
@@ -110,9 +109,8 @@ def coverage(
 ) -> None:
     """Show how many of the 479 source papers work, by family; or what stands for each entry of a survey."""
     from lossary.catalogue import coverage as engine
-    from lossary.workbench.cli import _one_line, out
 
-    with _one_line():
+    with one_line():
         if survey:
             read, entries = engine.survey(survey)
             if as_json:
@@ -148,9 +146,8 @@ def coverage(
 def list_methods() -> None:
     """List every objective, weight, reduction and tracker, with what it is in one line."""
     from lossary.catalogue import schema, source
-    from lossary.workbench.cli import _one_line, out
 
-    with _one_line():
+    with one_line():
         table = Table("name", "looks at", "hyperparameters", "what it is")
         for code in source.methods().values():
             table.add_row(code.path, code.view, ", ".join(code.hyper), Text(code.about))

@@ -12,7 +12,8 @@ import lossary
 from lossary.catalogue import evidence
 from lossary.errors import DomainError, LossaryError, MissingInput, ShapeError
 from lossary.formulas.margins import falling, proxy_anchor
-from lossary.heads import CosineHead, FeatureNorms, batch_negatives, hash_codes
+from lossary.heads import CosineHead, batch_negatives, hash_codes
+from lossary.memory import FeatureNorms
 from lossary.workbench.studies import FOLDER
 
 MARGINS = ("arcface", "cosface", "sphereface", "combined_margin", "adaface", "circle_classes", "proxy_nca")
