@@ -12,6 +12,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+#: a picture of a benchmark by itself in a paragraph: it is put into the page, where it takes the page's colours
+PICTURE = re.compile(r"^!\[(.+)\]\(\.\./\.\./(benchmarks/\w+\.svg)\)$", re.M)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
 
 
@@ -41,6 +43,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in pages.build().items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put in the pictures of benchmarks."""
+
+    def figure(found: re.Match[str]) -> str:
+        drawn = " ".join((pages.ROOT / found[2]).read_text("utf-8").split())
+        return f'<figure class="drawn" data-search-exclude>{drawn}<figcaption>{found[1]}</figcaption></figure>'
+
+    return PICTURE.sub(figure, text)
 
 
 def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
