@@ -160,8 +160,8 @@ def study(
     with one_line():
         if not name:
             table = Table("study", "claim")
-            for key, module in studies.known().items():
-                table.add_row(key, Text((module.__doc__ or "").strip().splitlines()[0]))
+            for key, file in studies.known().items():
+                table.add_row(key, Text(studies.about(file)))
             out.print(table)
             return
         with bar() as tell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 from collections.abc import Callable
@@ -14,30 +15,37 @@ from lossary.errors import DataError, UnknownName
 FOLDER = Path(__file__).resolve().parents[2] / "studies"
 
 
-def known() -> dict[str, ModuleType]:
-    """Every study by name: modules with `run(seed, quick, progress) -> dict`."""
+def known() -> dict[str, Path]:
+    """The file of every study by name: a module with `run(seed, quick, progress) -> dict`. None is imported."""
     if not FOLDER.is_dir():
         raise DataError("the studies are not installed", needed="a clone of the source", found=str(FOLDER))
-    found = {}
-    for file in sorted(FOLDER.glob("[a-z]*.py")):
-        spec = importlib.util.spec_from_file_location(f"studies.{file.stem}", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found[file.stem.replace("_", "-")] = module
-    return found
+    return {file.stem.replace("_", "-"): file for file in sorted(FOLDER.glob("[a-z]*.py"))}
+
+
+def about(file: Path) -> str:
+    """What a study is about, in a line."""
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def load(name: str) -> ModuleType:
+    """A study, imported."""
+    if name not in known():
+        raise UnknownName.of("study", name, known(), try_="lossary study")
+    file = known()[name]
+    spec = importlib.util.spec_from_file_location(f"studies.{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(
     name: str, *, seed: int = 0, quick: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, Any]:
     """Run a study. Its result has at least claim, setting, seeds, verdict and figures with intervals."""
-    studies = known()
-    if name not in studies:
-        raise UnknownName.of("study", name, studies, try_="lossary study")
     tell = None if progress is None else lambda done, total: progress(name, done, total)
-    result = studies[name].run(seed=seed, quick=quick, progress=tell)
+    result = load(name).run(seed=seed, quick=quick, progress=tell)
     return {"study": name, **result}
 
 

@@ -47,6 +47,7 @@ ANSWERS = [
     (["coverage"], ["479 papers", "classification", "compress"]),
     (["coverage", "--family", "calibration"], ["R134", "works", "R89"]),
     (["coverage", "--survey", "R391"], ["mae", "quantile", "MBE", "14 entries"]),
+    (["study"], ["pinn-burgers", "A network that solves Burgers", "z-loss-ranking"]),
     (["list"], ["dual_focal", "reduce.cvar", "weigh.class_weight", "track.aum", "label_smoothing", "reduce.maximal"]),
 ]
 

@@ -11,7 +11,7 @@ import lossary
 from lossary.errors import LossaryError
 from lossary.formulas import families  # noqa: F401
 from lossary.workbench import trials
-from lossary.workbench.studies import FOLDER
+from lossary.workbench.studies import FOLDER, load
 
 NAMES = (
     "circle_classes",
@@ -88,11 +88,7 @@ def test_verdicts():
 
 
 def test_the_gaps_of_a_realisable_problem_vanish():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("gaps", FOLDER / "comp_sum_gaps.py")
-    gaps = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gaps)
+    gaps = load("comp-sum-gaps")
     share = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64)
     entropy = -(share * share.log()).sum().item()
     reached, _ = gaps.best(torch.eye(1).double(), share, 1.0, torch.zeros(1, 3).double(), 100)

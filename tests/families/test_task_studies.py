@@ -12,25 +12,20 @@ from lossary.workbench.small import together
 NAMES = ("loss_free_balancing", "mixed_precision", "task_losses")
 
 
-@pytest.fixture(scope="module")
-def known():
-    return studies.known()
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_its_record_says_what_the_study_claims(known, name):
+def test_its_record_says_what_the_study_claims(name):
     result = json.loads((studies.FOLDER / "results" / f"{name}.json").read_text())
     assert {"claim", "rows", "methods", "versions", "setting", "seeds", "figures", "verdict", "parts"} <= set(result)
     assert result["study"] == name.replace("_", "-")
-    assert result["claim"] == known[result["study"]].CLAIM
+    assert result["claim"] == studies.load(result["study"]).CLAIM
     worst = "not shown" if "not shown" in result["parts"].values() else "inconclusive"
     assert result["verdict"] == ("shown" if set(result["parts"].values()) == {"shown"} else worst)
     for figure in result["figures"].values():
         assert figure["low"] <= figure["value"] <= figure["high"]
 
 
-def test_gradients_that_fp16_loses_are_counted(known):
-    study = known["mixed-precision"]
+def test_gradients_that_fp16_loses_are_counted():
+    study = studies.load("mixed-precision")
     grads = [torch.tensor([1.0, 0.0, 2.0**-24]), torch.tensor([[2.0**-26, -(2.0**-40)]])]
     assert study.lost(grads, 1.0) == 0.5  # of four that are not 0
     assert study.lost(grads, 2.0**16) == 0.0
@@ -40,8 +35,8 @@ def test_gradients_that_fp16_loses_are_counted(known):
     assert count[-study.LOWEST] == 1
 
 
-def test_the_mixture_of_experts_is_its_chosen_experts(known):
-    study = known["loss-free-balancing"]
+def test_the_mixture_of_experts_is_its_chosen_experts():
+    study = studies.load("loss-free-balancing")
     torch.manual_seed(0)
     model = study.Model(letters=11, u=1e-3)
     x = torch.randint(11, (5, study.CONTEXT))
@@ -54,8 +49,8 @@ def test_the_mixture_of_experts_is_its_chosen_experts(known):
         torch.testing.assert_close(z[t], model.leave(out))
 
 
-def test_no_task_model_sees_the_character_it_predicts(known):
-    study = known["task-losses"]
+def test_no_task_model_sees_the_character_it_predicts():
+    study = studies.load("task-losses")
     torch.manual_seed(0)
     model = study.network(9)
     rows = torch.randint(1, 9, (2, 20))

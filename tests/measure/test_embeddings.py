@@ -335,13 +335,9 @@ def test_bad_input(call, error):
 
 
 def test_the_study_judges_by_its_intervals():
-    import importlib.util
+    from lossary.workbench.studies import load
 
-    from lossary.workbench.studies import FOLDER
-
-    spec = importlib.util.spec_from_file_location("sweep", FOLDER / "uniformity_tolerance.py")
-    sweep = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sweep)
+    sweep = load("uniformity-tolerance")
     a, b = rows(6, 3).reshape(2, 3, 3), rows(6, 3, seed=1).reshape(2, 3, 3)
     s = F.normalize(a, dim=2) @ F.normalize(b, dim=2).mT / 0.3
     own = torch.arange(3)

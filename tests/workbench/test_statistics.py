@@ -1,9 +1,7 @@
 """Each test against an independent formula, and false-positive rates against the truth of a simulation."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import baycomp
 import numpy as np
@@ -12,6 +10,7 @@ from scipy import stats
 
 from lossary.errors import DataError, DomainError, ShapeError, UnknownName
 from lossary.workbench import statistics as s
+from lossary.workbench.studies import load
 
 RATIO = 0.25  # 80/20 splits
 
@@ -323,11 +322,7 @@ def test_p_values_are_uniform_under_the_assumed_correlation():
 
 @pytest.fixture(scope="module")
 def study():
-    path = Path(__file__).parents[2] / "studies" / "compare_false_positives.py"
-    spec = importlib.util.spec_from_file_location("compare_false_positives", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("compare-false-positives")
 
 
 def test_overlapping_splits_of_real_data_fool_the_naive_test_only(study):
