@@ -49,23 +49,23 @@ def read(*question: object, depends: object = "") -> Kept | None:
 
     depends: what the answer was found from beside the library's files.
     """
-    file = path(*question)
     try:
+        file = path(*question)
         held = json.loads(file.read_text("utf-8"))
         return Kept(held["answer"], file.stat().st_mtime) if held["from"] == _hash(source(), depends) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError):  # RuntimeError: nobody knows the home folder
         return None
 
 
 def write(answer: Any, *question: object, depends: object = "") -> None:
     """Keep an answer; a folder that cannot be written costs nothing but the next answer's time."""
-    file = path(*question)
     try:
+        file = path(*question)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps({"from": _hash(source(), depends), "answer": answer}), "utf-8")
         part.replace(file)  # whole or not at all
-    except OSError:
+    except (OSError, RuntimeError):
         pass
 
 

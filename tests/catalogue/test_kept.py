@@ -74,6 +74,18 @@ def test_a_folder_that_cannot_be_written_costs_only_time(package, tmp_path):
     assert kept.found(lambda: [2], "q") == [2]
 
 
+def test_without_a_home_folder_nothing_is_kept(package, monkeypatch):
+    """As in a container whose user has no entry: `Path.home()` raises."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(kept.Path, "home", home)
+    assert kept.found(lambda: [1], "q") == [1]
+    assert kept.found(lambda: [2], "q") == [2]
+
+
 def test_what_is_kept_of_the_library_is_what_is_found(monkeypatch, tmp_path):
     """Found anew, read again, and straight from the files: the same tables, methods, defaults and versions."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
