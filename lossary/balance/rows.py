@@ -27,13 +27,14 @@ class Rows:
     @classmethod
     def of(cls, losses: Sequence[Tensor], params: Sequence[Tensor], trunk: Sequence[Tensor] | None = None) -> Rows:
         """One backward pass a term. A parameter that a term does not reach has no entry in its row."""
-        rows = []
+        rows: list[Gradients] = []
         for at, loss in enumerate(losses):
+            if not loss.requires_grad:  # not this term's turn
+                rows.append({})
+                continue
             keep = any(x.requires_grad for x in losses[at + 1 :])
-            found = (
-                torch.autograd.grad(loss, params, retain_graph=keep, allow_unused=True) if loss.requires_grad else ()
-            )
-            rows.append({p: g for p, g in zip(params, found, strict=False) if g is not None})
+            found = torch.autograd.grad(loss, params, retain_graph=keep, allow_unused=True)
+            rows.append({p: g for p, g in zip(params, found, strict=True) if g is not None})
         return cls(rows, trunk)
 
     def each(self, change: Callable[[Gradients], Gradients]) -> Rows:
