@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lossary.step.adawac import AdaWAC
-from lossary.step.ascent import Ascent, asam, friendly_sam, gsam, sam
+from lossary.step.ascent import Ascent, asam, awp, friendly_sam, gsam, rwp, sam
 from lossary.step.cached import cached
 from lossary.step.engine import Step
 from lossary.step.gsr import GSR, gsr
@@ -25,11 +25,13 @@ __all__ = [
     "Prospect",
     "Step",
     "asam",
+    "awp",
     "cached",
     "friendly_sam",
     "gsam",
     "gsr",
     "optim",
+    "rwp",
     "sam",
     "schedules",
     "smoothed_risk",

@@ -1,7 +1,8 @@
 """Sharpness-aware training: the rules by which `lossary.step` displaces the weights before a second gradient.
 
 Foret et al., ICLR 2021, arXiv 2010.01412 (SAM); Kwon et al., ICML 2021, arXiv 2102.11600 (ASAM); Zhuang et al., ICLR
-2022, arXiv 2203.08065 (GSAM); Li et al., CVPR 2024, arXiv 2403.12350 (Friendly-SAM).
+2022, arXiv 2203.08065 (GSAM); Li et al., CVPR 2024, arXiv 2403.12350 (Friendly-SAM); Wu et al., NeurIPS 2020, arXiv
+2004.05884 (AWP); Li et al., arXiv 2211.11489 (RWP).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lossary.errors import DomainError
@@ -21,15 +23,22 @@ class Ascent:
     """A rule with its hyperparameters: what `Step` is given.
 
     rule: (params, grads, *, rho, ...) -> displacements; pure. hyper: its arguments, rho among them. decay: of a running
-    mean of the first gradients, which the rule then gets as `means`. combine: (first, second) -> the gradients that
-    the optimizer gets; homogeneous, so that it may be given both under a gradient scale.
+    mean of the first gradients, which the rule then gets as `means`. seed: of a `generator` that the rule then gets,
+    another one for each displacement and process. combine: (first, second) -> the gradients that the optimizer gets;
+    homogeneous, so that it may be given both under a gradient scale.
     """
 
     name: str
     rule: Callable[..., list[Tensor]]
     hyper: dict[str, float] = field(default_factory=dict)
     decay: float | None = None
+    seed: int | None = None
     combine: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the rule alone says all: nothing is remembered, drawn or combined."""
+        return self.decay is None and self.seed is None and self.combine is None
 
 
 @listed("sam", "ascent")
@@ -72,10 +81,35 @@ def friendly_sam(rho: float = 0.05, sigma: float = 1.0, decay: float = 0.9) -> A
     return Ascent("friendly_sam", rules.friendly, hyper, decay=decay)
 
 
+@listed("awp", "ascent")
+def awp(rho: float = 0.01) -> Ascent:
+    """Adversarial weight perturbation: rho |w_l| g_l / |g_l| for every layer l. See `rules.layerwise`.
+
+    Its paper trains on adversarial inputs: make these before the step, so that both passes see the same ones.
+    """
+    return Ascent("awp", rules.layerwise, {"rho": _at_least_0("rho", rho)})
+
+
+@listed("rwp", "ascent")
+def rwp(rho: float = 0.01, alpha: float = 0.5, seed: int = 0) -> Ascent:
+    """Random weight perturbation: alpha of the gradient under filter-wise noise, the rest the plain one.
+
+    See `rules.random` for the noise. alpha: within [0, 1]; 1 is the noisy gradient alone. The paper takes the two
+    gradients on different batches: a closure that draws a batch at each call does so.
+    """
+    if not 0 <= alpha <= 1:
+        raise DomainError("alpha is out of range", needed="a number within [0, 1]", found=repr(alpha))
+
+    def combine(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
+        return list(torch._foreach_lerp(list(first), list(second), alpha))
+
+    return Ascent("rwp", rules.random, {"rho": _at_least_0("rho", rho)}, seed=seed, combine=combine)
+
+
 def _at_least_0(name: str, value: float) -> float:
     if not 0 <= value < float("inf"):
         raise DomainError(f"{name} is out of range", needed="a number of at least 0", found=repr(value))
     return float(value)
 
 
-__all__ = ["Ascent", "asam", "friendly_sam", "gsam", "sam"]
+__all__ = ["Ascent", "asam", "awp", "friendly_sam", "gsam", "rwp", "sam"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lossary.balance.rows import Gradients, Rows, added
@@ -21,7 +23,14 @@ from lossary.step.ascent import Ascent
 from lossary.step.passes import ONLY, Closure, Passes, Seen
 
 Noise = list[tuple[torch.device, Tensor]]  # states of generators
-Means = dict[int, Tensor]  # by the parameter's place among the optimizer's
+
+
+@dataclass
+class Memory:
+    """What a rule remembers: means of gradients, by the parameter's place among the optimizer's; how often it drew."""
+
+    means: dict[int, Tensor] = field(default_factory=dict)
+    draws: int = 0
 
 
 class Step:
@@ -82,10 +91,10 @@ class Step:
             raise DomainError("clip is out of range", needed="a norm above 0, or None", found=repr(clip))
         if not isinstance(accumulate, int) or accumulate < 1:
             raise DomainError("accumulate is out of range", needed="a whole number above 0", found=repr(accumulate))
-        if by_term and (ascent is None or balance is None or ascent.combine is not None or ascent.decay is not None):
+        if by_term and (ascent is None or balance is None or not ascent.plain):
             raise DomainError(
                 "by_term displaces the terms apart, and then balances them",
-                needed="a balancer, and an ascent without memory: sam or asam",
+                needed="a balancer, and an ascent without memory: sam, asam or awp",
                 found=f"balance={balance!r}, ascent={getattr(ascent, 'name', None)!r}",
             )
         if by_term and (shared or apart):
@@ -94,7 +103,7 @@ class Step:
         self.clip, self.by_term = clip, by_term
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.shared, self.apart, self.same_noise = shared, apart, same_noise
-        self.means: Means = {}
+        self.memory = Memory()
         others = [objective] if objective is not None else []
         some = None if trunk is None else [p for p in dict.fromkeys(trunk) if p.requires_grad]
         self.passes = Passes(model, optimizer, others, balance, self.scaler, accumulate, some)
@@ -123,25 +132,25 @@ class Step:
         if not closures:
             raise MissingInput("a step needs a closure", try_="step(lambda: objective(model(x), y))")
         before = [(m, dict(m._buffers)) for m in self.balance.modules()] if self.balance is not None else []
-        means, self.passes.held = dict(self.means), held
+        memory, self.passes.held = Memory(dict(self.memory.means), self.memory.draws), held
         if self.ascent is None:
             losses, total = self.passes(closures, quiet=False), self.passes.taken()
         elif self.by_term:
             losses, total = self._by_term(closures)
         else:
-            losses, total = self._displaced_gradient(closures, means)
+            losses, total = self._displaced_gradient(closures, memory)
         self.passes.clear()
         for p, g in total.items():
             p.grad = g
         if self._update():
-            self.means = means
+            self.memory = memory
         else:
             for module, buffers in before:
                 module._buffers.clear()
                 module._buffers.update(buffers)
         return losses[ONLY] if losses.keys() == {ONLY} else losses
 
-    def _displaced_gradient(self, closures: list[Closure], means: Means) -> tuple[dict[str, Tensor], Gradients]:
+    def _displaced_gradient(self, closures: list[Closure], memory: Memory) -> tuple[dict[str, Tensor], Gradients]:
         """The gradients at the displaced point, or the first ones if these are not finite: no step will be taken."""
         assert self.ascent is not None
         parts = [[c] for c in closures] if self.apart else [closures]
@@ -157,17 +166,19 @@ class Step:
             if self.scaler is not None and not self.passes.all_finite(first):
                 return losses, {p: torch.full_like(g, torch.inf) for p, g in first.items()}
             seen = self.passes.seen
-            total = added(total, self._second(part, first, means, noise, quiet=by_hand))
+            total = added(total, self._second(part, first, memory, noise, quiet=by_hand))
             self.passes.seen = seen
         return losses, self.passes.average(total) if by_hand else total
 
-    def _second(self, closures: list[Closure], first: Gradients, means: Means, noise: Noise, quiet: bool) -> Gradients:
+    def _second(
+        self, closures: list[Closure], first: Gradients, memory: Memory, noise: Noise, quiet: bool
+    ) -> Gradients:
         """The gradients, still scaled, at the displaced point; combined with the first where the rule asks for it."""
         assert self.ascent is not None
         ours = self._rho()
         moved = [p for p in first if p in ours]
         with torch.no_grad():
-            displacement = self._displacement(moved, [first[p] for p in moved], means) if moved else []
+            displacement = self._displacement(moved, [first[p] for p in moved], memory) if moved else []
         if self.ascent.combine is None:
             first.clear()  # their memory is needed for the second
         with self._elsewhere(moved, displacement, noise):
@@ -199,7 +210,7 @@ class Step:
             ):
                 if some:
                     moved += some
-                    displacement += self._displacement(some, [row[p] for p in some], {})
+                    displacement += self._displacement(some, [row[p] for p in some], Memory())
             with self._elsewhere(moved, displacement, noise):
                 torch.clear_autocast_cache()
                 lifted += self.passes.rows(closures, quiet=True, only=name)[1].rows
@@ -228,8 +239,8 @@ class Step:
             _restore(noise)
             yield
 
-    def _displacement(self, moved: list[Tensor], grads: list[Tensor], means: Means) -> list[Tensor]:
-        """By the rule, from gradients that are still scaled; `means` takes them in."""
+    def _displacement(self, moved: list[Tensor], grads: list[Tensor], memory: Memory) -> list[Tensor]:
+        """By the rule, from gradients that are still scaled; `memory` takes them in."""
         assert self.ascent is not None
         if self.scaler is not None:
             grads = list(torch._foreach_mul(grads, 1 / self.scaler.get_scale()))
@@ -237,11 +248,16 @@ class Step:
         rho = [every[p] for p in moved]
         hyper: dict[str, Any] = {**self.ascent.hyper, "rho": rho[0] if len(set(rho)) == 1 else rho}
         if self.ascent.decay is not None:
-            decay, order = self.ascent.decay, {p: i for i, p in enumerate(self.passes.params())}
+            decay, means, order = self.ascent.decay, memory.means, {p: i for i, p in enumerate(self.passes.params())}
             places = [order[p] for p in moved]
             for i, g in zip(places, grads, strict=True):
                 means[i] = (decay * means[i] if i in means else 0) + (1 - decay) * g
             hyper["means"] = [means[i] for i in places]
+        if self.ascent.seed is not None:
+            own = dist.get_rank() if self.passes.ddp and not self.shared else 0
+            number = (self.ascent.seed * 1_000_003 + memory.draws) * 1_009 + own
+            hyper["generator"] = torch.Generator(moved[0].device).manual_seed(number)
+            memory.draws += 1
         return self.ascent.rule(moved, grads, **hyper)
 
     def _update(self) -> bool:
@@ -273,7 +289,8 @@ class Step:
         """What rule and balancer remember; means of gradients by the parameter's place among the optimizer's."""
         name = self.ascent.name if self.ascent is not None else None
         balance = self.balance.state_dict() if self.balance is not None else {}
-        return {"ascent": name, "means": {i: m.clone() for i, m in self.means.items()}, "balance": balance}
+        means = {i: m.clone() for i, m in self.memory.means.items()}
+        return {"ascent": name, "means": means, "draws": self.memory.draws, "balance": balance}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()` of a step with the same rule, balancer and parameters."""
@@ -291,7 +308,7 @@ class Step:
             self.balance.load_state_dict(state["balance"])
         elif state["balance"]:
             raise DomainError("a state of a balancer", needed="a step with balance=...", found="a step without")
-        self.means = {i: m.to(params[i]).clone() for i, m in state["means"].items()}
+        self.memory = Memory({i: m.to(params[i]).clone() for i, m in state["means"].items()}, state["draws"])
 
 
 def _restore(noise: Noise) -> None:

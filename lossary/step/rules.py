@@ -41,6 +41,32 @@ def friendly(params: Tensors, grads: Tensors, *, rho: Radius, sigma: float, mean
     return _scaled(noise, rho, _length(noise))
 
 
+def layerwise(params: Tensors, grads: Tensors, *, rho: Radius) -> list[Tensor]:
+    """rho |w_l| g_l / |g_l|, each layer l by itself (Wu et al., NeurIPS 2020).
+
+    Tensors of fewer than two axes (biases, scales of norms) stay where they are, as in the authors' code.
+    """
+    sizes, lengths = (torch._foreach_norm(list(x), 2, dtype=_wide(x)) for x in (params, grads))
+    parts = [
+        g * (size / (length + EPSILON)).to(g) if g.ndim > 1 else torch.zeros_like(g)
+        for g, size, length in zip(grads, sizes, lengths, strict=True)
+    ]
+    return _times(parts, rho)
+
+
+def random(params: Tensors, grads: Tensors, *, rho: Radius, generator: torch.Generator) -> list[Tensor]:
+    """Gaussian noise whose standard deviation is rho times the norm of the filter (Li et al., arXiv 2211.11489).
+
+    A filter is what one index of the first axis holds; a tensor of fewer than two axes is one filter.
+    """
+    drawn = []
+    for p in params:
+        size = torch.linalg.vector_norm(p, dim=tuple(range(1, p.ndim)) if p.ndim > 1 else None, keepdim=True)
+        noise = torch.randn(p.shape, generator=generator, device=generator.device, dtype=p.dtype)
+        drawn.append(noise.to(p.device) * size)
+    return _times(drawn, rho)
+
+
 def without_orthogonal(first: Tensors, second: Tensors, *, alpha: float) -> list[Tensor]:
     """g_p - alpha g_o, g_o the part of the first gradient orthogonal to the second, g_p (Zhuang et al., ICLR 2022).
 
@@ -71,4 +97,9 @@ def _scaled(tensors: Tensors, rho: Radius, length: Tensor) -> list[Tensor]:
         unit = torch._foreach_mul(list(tensors), factor)
     else:
         unit = tuple(t * factor.to(t.device) for t in tensors)
-    return list(torch._foreach_mul(unit, rho if isinstance(rho, int | float) else list(rho)))
+    return _times(unit, rho)
+
+
+def _times(tensors: Tensors, rho: Radius) -> list[Tensor]:
+    """rho tensors."""
+    return list(torch._foreach_mul(list(tensors), rho if isinstance(rho, int | float) else list(rho)))

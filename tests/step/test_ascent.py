@@ -1,64 +1,18 @@
 """The two-pass engine and its rules: a closed form, slow twins from the papers, and what the engine promises."""
 
 import copy
-import json
-import socket
 from contextlib import nullcontext
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from ascent_nets import RULES, batches, close, loss_of, mlp, same, sgd, weights
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import lossary
 from lossary.errors import DomainError, MissingInput, ShapeError
-from lossary.step import Ascent, Step, asam, friendly_sam, gsam, rules, sam
-
-RULES = {
-    "sam": lambda: sam(0.1),
-    "asam": lambda: asam(0.5),
-    "gsam": lambda: gsam(0.1, alpha=0.3),
-    "friendly": lambda: friendly_sam(0.1, sigma=0.8, decay=0.7),
-}
-
-
-def mlp(seed=0, norm=False, dropout=0.0):
-    torch.manual_seed(seed)
-    middle = [nn.BatchNorm1d(6)] if norm else []
-    return nn.Sequential(nn.Linear(4, 6), *middle, nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 3)).double()
-
-
-def batches(n=5, size=8):
-    g = torch.Generator().manual_seed(7)
-    return [
-        (torch.randn(size, 4, generator=g, dtype=torch.float64), torch.randint(3, (size,), generator=g))
-        for _ in range(n)
-    ]
-
-
-def sgd(model, **more):
-    return torch.optim.SGD(model.parameters(), **{"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-3, **more})
-
-
-def loss_of(model, batch):
-    return lambda: F.cross_entropy(model(batch[0]), batch[1])
-
-
-def weights(model):
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def close(a, b, **tolerance):
-    for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, **tolerance)
+from lossary.step import Step, asam, awp, friendly_sam, gsam, rules, rwp, sam
+from lossary.step.engine import Memory
 
 
 # --- what a step is ---------------------------------------------------------------------------------------------------
@@ -88,13 +42,24 @@ def twin(name, batch_list):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(at.values()))])
 
     velocity, mean = None, torch.zeros_like(w)
-    for batch in batch_list:
+    for at, batch in enumerate(batch_list):
         g = grad(w, batch)
         if name in ("sam", "gsam"):
             e = 0.1 * g / g.norm()
         elif name == "asam":
             t = torch.diag(w.abs() + 0.01)
             e = 0.5 * t @ t @ g / (t @ g).norm()
+        elif name in ("awp", "rwp"):
+            drawn, e = torch.Generator().manual_seed((5 * 1_000_003 + at) * 1_009), []
+            sizes = [s.numel() for s in shapes]
+            for shape, layer, slope in zip(shapes, w.split(sizes), g.split(sizes), strict=True):
+                if name == "awp":
+                    e.append(0.1 * layer.norm() * slope / slope.norm() * (len(shape) > 1))
+                    continue
+                filters = layer.view(shape) if len(shape) > 1 else layer[None]
+                noise = torch.randn(shape, generator=drawn, dtype=w.dtype).view(filters.shape)
+                e += [0.1 * f.norm() * n for f, n in zip(filters, noise, strict=True)]
+            e = torch.cat(e)
         else:
             mean = 0.7 * mean + 0.3 * g
             e = 0.1 * (g - 0.8 * mean) / (g - 0.8 * mean).norm()
@@ -102,6 +67,8 @@ def twin(name, batch_list):
         if name == "gsam":
             unit = p / p.norm()
             p = p - 0.3 * (g - (g @ unit) * unit)
+        if name == "rwp":
+            p = 0.7 * p + 0.3 * g
         p = p + 1e-3 * w
         velocity = p if velocity is None else 0.9 * velocity + p
         w = w - 0.2 * velocity
@@ -127,6 +94,8 @@ def test_a_rule_is_pure():
         rules.sam(params, grads, rho=0.1),
         rules.asam(params, grads, rho=0.1, eta=0.01),
         rules.friendly(params, grads, rho=0.1, sigma=1.0, means=means),
+        rules.layerwise(params, grads, rho=0.1),
+        rules.random(params, grads, rho=0.1, generator=torch.Generator()),
         rules.without_orthogonal(params, grads, alpha=0.5),
     ):
         assert [f.shape for f in found] == [p.shape for p in params]
@@ -149,9 +118,55 @@ def test_the_orthogonal_part_is_orthogonal():
     assert same(found, [torch.tensor([0.0, 2.0]), torch.tensor([1.0])])  # share 2: second - (first - 2 second)
 
 
+def test_a_layer_moves_by_its_own_length_and_biases_stay():
+    g = torch.Generator().manual_seed(0)
+    params, grads = ([torch.randn(5, 3, generator=g), torch.randn(5, generator=g)] for _ in range(2))
+    filters, empty = torch.randn(2, 3, 3, 3, generator=g), torch.zeros(4, 4)
+    params, grads = [*params, filters, empty], [*grads, torch.zeros_like(filters), torch.ones_like(empty)]
+    found = rules.layerwise(params, grads, rho=[0.1, 0.1, 0.2, 0.3])
+    torch.testing.assert_close(found[0].norm() / params[0].norm(), torch.tensor(0.1))
+    torch.testing.assert_close(found[0] / found[0].norm(), grads[0] / grads[0].norm())
+    assert not any(x.any() for x in found[1:])  # a bias; no gradient; no weight
+
+
+def test_random_displacements_have_the_spread_of_their_filters():
+    g = torch.Generator().manual_seed(0)
+    filters = torch.randn(3, 20_000, generator=g) * torch.tensor([[1.0], [2.0], [0.0]])
+    bias = torch.randn(20_000, generator=g)
+    found = rules.random([filters, bias], [filters, bias], rho=0.1, generator=g)
+    sizes = torch.stack([*filters, bias]).norm(dim=1)
+    torch.testing.assert_close(torch.stack([*found[0], found[1]]).std(1), 0.1 * sizes, rtol=0.02, atol=0)
+    assert torch.stack([*found[0], found[1]]).mean(1).abs().lt(4 * 0.1 * sizes / 20_000**0.5 + 1e-9).all()
+
+
+def test_each_step_draws_another_displacement_and_alpha_0_is_the_plain_step():
+    (batch,), moves = batches(1), []
+    plain, model = mlp(), mlp()
+    optimizer, step = sgd(plain), Step(model, sgd(model), rwp(0.5, alpha=0.0))
+
+    def closure():
+        moves.append(model[0].weight.detach().clone())
+        return loss_of(model, batch)()
+
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(plain, batch)().backward()
+        optimizer.step()
+        step(closure)
+    close(weights(plain), weights(model), rtol=0, atol=1e-15)
+    assert not torch.allclose(moves[1] - moves[0], moves[3] - moves[2], rtol=0.2)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_a_radius_of_0_is_the_plain_step_to_the_bit(name):
-    ascent = {"sam": sam(0), "asam": asam(0), "gsam": gsam(0), "friendly": friendly_sam(0)}[name]
+    ascent = {
+        "sam": sam(0),
+        "asam": asam(0),
+        "gsam": gsam(0),
+        "friendly": friendly_sam(0),
+        "awp": awp(0),
+        "rwp": rwp(0),
+    }[name]
     plain, model = mlp(norm=True, dropout=0.3), mlp(norm=True, dropout=0.3)
     optimizer, step = sgd(plain), Step(model, sgd(model), ascent, clip=0.5)
     torch.manual_seed(3)
@@ -315,7 +330,7 @@ def test_an_error_leaves_everything_where_it_was(at):
     assert same(weights(model), before)
     assert not objective._frozen
     assert model[1].num_batches_tracked == 1
-    assert not step.means
+    assert step.memory == Memory()
 
 
 def test_autocast_around_the_step_does_not_keep_weights_of_the_other_point():
@@ -370,96 +385,16 @@ def test_apart_each_micro_batch_has_its_own_displacement():
     close(got, [(x + y) / 2 for x, y in zip(*want, strict=True)], rtol=0, atol=1e-11)
 
 
-# --- gradient scaling -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", RULES)
-def test_a_scaler_changes_nothing_but_overflow(name):
-    found = []
-    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**14), torch.amp.GradScaler("cpu", enabled=False)):
-        model = mlp()
-        step = Step(model, sgd(model), RULES[name](), scaler=scaler, clip=0.7)
-        for batch in batches():
-            step(loss_of(model, batch))
-        found.append(weights(model))
-    close(found[0], found[1], rtol=0, atol=1e-10)
-    assert same(found[0], found[2])
-
-
-def test_a_rule_sees_unscaled_gradients():
-    seen = []
-
-    def rule(params, grads, *, rho):
-        seen.append([g.clone() for g in grads])
-        return [torch.zeros_like(g) for g in grads]
-
-    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
-        model = mlp()
-        Step(model, sgd(model), Ascent("watch", rule, {"rho": 0.0}), scaler=scaler)(loss_of(model, batches()[0]))
-    close(*seen, rtol=0, atol=1e-15)
-
-
-@pytest.mark.parametrize("bad", [1, 2], ids=["first pass", "second pass"])
-@pytest.mark.parametrize("name", ["friendly", "gsam"])
-def test_overflow_in_either_pass_skips_the_step_and_lowers_the_scale_once(name, bad):
-    model = mlp()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    step = Step(model, sgd(model), RULES[name](), scaler=scaler)
-    good, worse = batches(2)
-    step(loss_of(model, good))
-    before, means, calls = weights(model), copy.deepcopy(step.means), []
-
-    def closure():
-        calls.append(1)
-        return loss_of(model, worse)() * (float("inf") if len(calls) == bad else 1.0)
-
-    step(closure)
-    assert len(calls) == bad  # no second pass after a first that overflowed
-    assert same(weights(model), before)
-    assert scaler.get_scale() == 512.0
-    assert same(step.means.values(), means.values())
-    step(loss_of(model, good))
-    assert scaler.get_scale() == 512.0
-    assert not same(weights(model), before)
-
-
-# --- saving -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", RULES)
-def test_six_steps_are_three_saved_and_three(name, tmp_path):
-    whole = mlp(norm=True)
-    step = Step(whole, sgd(whole), RULES[name]())
-    for batch in batches(6):
-        step(loss_of(whole, batch))
-    model = mlp(norm=True)
-    optimizer = sgd(model)
-    step = Step(model, optimizer, RULES[name]())
-    for batch in batches(6)[:3]:
-        step(loss_of(model, batch))
-    torch.save([model.state_dict(), optimizer.state_dict(), step.state_dict()], tmp_path / "at3.pt")
-    kept = torch.load(tmp_path / "at3.pt", weights_only=True)
-    model = mlp(seed=1, norm=True)
-    optimizer = sgd(model)
-    step = Step(model, optimizer, RULES[name]())
-    for part, state in zip((model, optimizer, step), kept, strict=True):
-        part.load_state_dict(state)
-    for batch in batches(6)[3:]:
-        step(loss_of(model, batch))
-    assert same(model.state_dict().values(), whole.state_dict().values())
-
-
-def test_a_state_that_does_not_fit_is_refused():
-    model = mlp()
-    step = Step(model, sgd(model), friendly_sam())
-    step(loss_of(model, batches()[0]))
-    with pytest.raises(DomainError, match="another rule"):
-        Step(model, sgd(model), sam()).load_state_dict(step.state_dict())
-    other = nn.Linear(3, 3)
-    with pytest.raises(ShapeError, match="does not fit"):
-        Step(other, sgd(other), friendly_sam()).load_state_dict(step.state_dict())
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 def test_wrong_arguments_are_one_clear_error():
     model = mlp()
-    for make in (lambda: sam(-1), lambda: asam(eta=-1), lambda: friendly_sam(decay=1.0), lambda: gsam(alpha=-1)):
+    for make in (
+        lambda: sam(-1),
+        lambda: asam(eta=-1),
+        lambda: friendly_sam(decay=1.0),
+        lambda: gsam(alpha=-1),
+        lambda: rwp(alpha=2),
+    ):
         with pytest.raises(DomainError):
             make()
     for wrong in ({"clip": 0.0}, {"accumulate": 0}):
@@ -473,69 +408,3 @@ def test_wrong_arguments_are_one_clear_error():
     table = nn.Embedding(5, 2, sparse=True)
     with pytest.raises(DomainError, match="sparse"):
         Step(table, torch.optim.SGD(table.parameters(), lr=0.1))(lambda: table(torch.tensor([1])).sum())
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-WAYS = {
-    "own": {"ascent": sam(0.3)},
-    "shared": {"ascent": sam(0.3), "shared": True},
-    "gsam": {"ascent": gsam(0.3, alpha=0.4)},
-    "gsam, shared": {"ascent": gsam(0.3, alpha=0.4), "shared": True},
-    "apart": {"ascent": sam(0.3), "apart": True, "accumulate": 2},
-    "overflow": {"ascent": sam(0.3)},
-}
-
-
-def pieces(way, rank):
-    x, y = batches(1)[0]
-    mine = x.chunk(2)[rank], y.chunk(2)[rank]
-    return list(zip(mine[0].chunk(2), mine[1].chunk(2), strict=True)) if way == "apart" else [mine]
-
-
-def steps_of(rank, port):
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    try:
-        found = {}
-        for way, options in WAYS.items():
-            net = DistributedDataParallel(mlp())
-            scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if way == "overflow" else None
-            step = Step(net, sgd(net, momentum=0.0, weight_decay=0.0, lr=1.0), scaler=scaler, **options)
-            factor = float("inf") if way == "overflow" and rank == 0 else 1.0
-            step([lambda p=p, net=net, f=factor: f * loss_of(net, p)() for p in pieces(way, rank)])
-            found[way] = [p.tolist() for p in net.parameters()] + ([scaler.get_scale()] if scaler else [])
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-    return found
-
-
-def worker(_, port, path):
-    torch.set_num_threads(1)
-    path.write_text(json.dumps(steps_of(1, port)))
-
-
-def test_two_processes(tmp_path):
-    """Each its own displacement and the mean of the gradients; or, shared, the step of one process with the batch."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    other = mp.spawn(worker, (port, tmp_path / "1.json"), nprocs=1, join=False)  # this process is the first
-    a = steps_of(0, port)
-    while not other.join():
-        pass
-    assert a == json.loads((tmp_path / "1.json").read_text())
-    for way, options in WAYS.items():
-        got = [torch.tensor(p, dtype=torch.float64) for p in a[way]]
-        if way == "overflow":  # of one process: both skip, before the second pass
-            assert got.pop().item() == 128.0
-            close(got, weights(mlp()), rtol=0, atol=0)
-            continue
-        shared = options.get("shared", False)
-        parts = [batches(1)[0]] if shared else [p for rank in range(2) for p in pieces(way, rank)]
-        moves = []
-        for part in parts:
-            lone = mlp()
-            Step(lone, sgd(lone, momentum=0.0, weight_decay=0.0, lr=1.0), options["ascent"])(loss_of(lone, part))
-            moves.append(weights(lone))
-        close(got, [torch.stack(m).mean(0) for m in zip(*moves, strict=True)], rtol=0, atol=1e-11)

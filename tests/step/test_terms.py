@@ -356,7 +356,7 @@ def test_errors_say_what_is_needed():
     model = Net()
     with pytest.raises(DomainError, match="by_term"):
         lossary.step(model, sgd(model), lossary.sam(), by_term=True)
-    with pytest.raises(DomainError, match="sam or asam"):
+    with pytest.raises(DomainError, match="sam, asam or awp"):
         lossary.step(model, sgd(model), lossary.gsam(), balance=KINDS["gramian"](), by_term=True)
     step = lossary.step(model, sgd(model), balance=KINDS["gramian"]())
     with pytest.raises(ShapeError, match="'size'"):
