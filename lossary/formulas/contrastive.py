@@ -51,3 +51,18 @@ def hard_contrastive(v: Pairs, *, tau: float = 0.3, share: float = 0.1) -> Tenso
     last = (share * v.neg.sum(-1, keepdim=True) - 1e-6).ceil().long().clamp(min=1) - 1  # 0.07 * 100 is above 7
     near = v.neg & (s.detach() >= ranked.gather(-1, last))
     return v.lse(s, v.pos | near) - v.mean(s, v.pos)
+
+
+@method("ccsl", Pairs)
+def ccsl(v: Pairs, *, threshold_pos: float = 0.8, beta: float = 0.1) -> Tensor:
+    """Squared distance to the own target, and beta times that to all others that are already near."""
+    s, apart = v.sim.detach(), 2 - 2 * v.sim
+    return v.total(apart, v.pos) + beta * v.total(apart, v.neg & (s >= threshold_pos))
+
+
+@method("cssl", Pairs)
+def cssl(v: Pairs, *, threshold_pos: float = 0.8, threshold_neg: float = 0.2, beta: float = 0.1) -> Tensor:
+    """Logistic loss of the cosine with the own target, and beta times that of all others: near are on, far are off."""
+    s, missed = v.sim.detach(), F.softplus(-v.sim)
+    rest = v.total(missed, v.neg & (s >= threshold_pos)) + v.total(F.softplus(v.sim), v.neg & (s <= threshold_neg))
+    return v.total(missed, v.pos) + beta * rest

@@ -312,7 +312,8 @@ def mixed_keys(
 def utilization(queries: Tensor, embeddings: Tensor) -> Tensor:
     """Mean squared distance of queries [Q, d] to the nearest of the embeddings [M, d], both of length 1; a scalar.
 
-    Large where test classes lie in a part of the space that training did not reach.
+    Large where test classes lie in a part of the space that training did not reach. Venkataramanan et al. (ICLR 2022,
+    arXiv 2106.04990), eq. 12, which does not say whether embeddings have length 1; those of their code do.
     """
     if queries.ndim != 2 or embeddings.ndim != 2 or queries.shape[1] != embeddings.shape[1] or not len(embeddings):
         found = f"{list(queries.shape)} and {list(embeddings.shape)}"

@@ -129,7 +129,7 @@ def test_states_add_up():
     assert [t["family"] for t in coverage.summary("noise")] == ["noise"]
     assert coverage.states()["R17"].state == "works"
     assert coverage.states()["R17"].level == evidence.lowest(["ldr_kl", "aldr_kl"])
-    assert coverage.states()["R457"].state == "not yet"
+    assert coverage.states()["R103"].state == "not yet"
     with pytest.raises(UnknownName):
         coverage.summary("nose")
 

@@ -126,6 +126,25 @@ def test_the_decoupled_loss_keeps_its_gradient_where_infonce_has_lost_it():
     assert lossary.decoupled()(one, torch.zeros(1, dtype=torch.long)) == 0  # no negative
 
 
+def test_bootstrap_refined_takes_near_targets_for_its_own():
+    """The two losses as they stand in their paper, and that only the chosen pairs pull."""
+    (q, z), (high, low, beta) = towers(), (0.3, -0.3, 0.5)
+    s = F.normalize(q, dim=1) @ F.normalize(z, dim=1).T
+    near, far, own = (s >= high).fill_diagonal_(False), (s <= low).fill_diagonal_(False), s.diagonal()
+    assert near.any()
+    assert far.any()
+    cosine = F.mse_loss(F.normalize(q, dim=1), F.normalize(z, dim=1), reduction="none").sum(1) + beta * (
+        (2 - 2 * s) * near
+    ).sum(1)
+    same(lossary.ccsl(threshold_pos=high, beta=beta)(q, z), cosine.mean(), (q, z))
+    label = torch.where(near, 1.0, 0.0).double()
+    rest = F.binary_cross_entropy_with_logits(s, label, reduction="none") * (near | far)
+    sigmoid = F.binary_cross_entropy(own.sigmoid(), torch.ones_like(own), reduction="none") + beta * rest.sum(1)
+    same(lossary.cssl(threshold_pos=high, threshold_neg=low, beta=beta)(q, z), sigmoid.mean(), (q, z))
+    alone = lossary.ccsl(threshold_pos=1.0)(q, z)  # BYOL
+    same(alone, (2 - 2 * F.cosine_similarity(q, z)).mean(), (q, z))
+
+
 # --- model-aware temperature -----------------------------------------------------------------------------------------
 def test_model_aware_is_the_reweighted_infonce_of_macl():
     """InfoNCE over the negatives' share, a constant, at tau (1 + alpha A), A a constant: the gradient of the paper."""
@@ -393,7 +412,9 @@ def test_negatives_are_due_when_they_have_become_easy():
         HardNegatives(5, factor=0.5)
 
 
-@pytest.mark.parametrize("key", ["supcon", "supcon_in", "clip", "siglip", "decoupled", "hard_contrastive"])
+@pytest.mark.parametrize(
+    "key", ["supcon", "supcon_in", "clip", "siglip", "decoupled", "hard_contrastive", "ccsl", "cssl"]
+)
 def test_wrong_input_is_refused(key):
     whole, z = getattr(lossary, key)(), draw(4, D)
     with pytest.raises(ShapeError):
@@ -405,4 +426,4 @@ def test_wrong_input_is_refused(key):
     with pytest.raises(DomainError):
         whole(z, torch.arange(4), keys=z)
     with pytest.raises(DomainError):
-        getattr(lossary, key)(**{next(iter(whole.hyper())): 0.0})
+        getattr(lossary, key)(**{next(iter(whole.hyper())): -2.0})
