@@ -19,7 +19,7 @@ from torch import Tensor
 
 import lossary
 from benchmarks.timing import Row, fresh, grown, ratio, seconds
-from lossary.folds.pairs import SIZES
+from lossary.folds.tiles import SIZES
 
 N, D = 8192, 256
 

@@ -1,5 +1,6 @@
 """Shared set-up: one thread per test process, so that parallel runs do not fight for cores."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run in Triton's interpreter; read when Triton is imported
 
 
 @pytest.fixture(scope="session")

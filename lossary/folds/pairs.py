@@ -1,15 +1,14 @@
 """The pass over pairs: rows of similarities, a block at a time. The matrix never exists, forwards or backwards.
 
-Two sizes, as for heads: a *block* of rows is wide enough for the matrix products to be fast, a *lane* small enough for
-what a formula does entry by entry to stay in the cache. A formula is run on every lane as if it were the whole batch,
-autograd takes the gradient of a lane by its own similarities, and matrix products carry it on to the embeddings.
-Gradients are exact. There is no second derivative. Losses that are a softmax over a row, or a sum of logistic losses,
-have a shorter way (`lossary.folds.quick`).
+Two sizes (`lossary.folds.tiles.SIZES`), as for heads: a *block* of rows is wide enough for the matrix products to be
+fast, a *lane* small enough for what a formula does entry by entry to stay in the cache. A formula is run on every lane
+as if it were the whole batch, autograd takes the gradient of a lane by its own similarities, and matrix products carry
+it on to the embeddings. Gradients are exact. There is no second derivative. Losses that are a softmax over a row, or a
+sum of logistic losses, have a shorter way (`lossary.folds.quick`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -20,37 +19,9 @@ from torch import Tensor
 
 from lossary.errors import WrongRoom
 from lossary.folds.blocks import slices
+from lossary.folds.tiles import SIZES
 from lossary.views.pairs import KINDS, Pairs, product
 
-ROWS = 128
-
-
-@dataclass
-class Sizes:
-    """`small`: pairs up to which the matrix is simply made; bytes of similarities in a block, and in a lane.
-
-    A block has `ROWS` rows, more where they take less than the first number of bytes, fewer where more than the second:
-    a product with fewer rows than that is slow, as it packs all columns anew for each block.
-    """
-
-    small: int = 2**16
-    block: tuple[int, int] = (16 * 2**20, 32 * 2**20)
-    lane: int = 2 * 2**20
-
-    def rows(self, columns: int, of: Tensor, matrices: int = 1) -> tuple[int, int]:
-        """Rows of a block and of a lane: so many columns, numbers as wide as `of`'s, that many matrices at a time."""
-        width = max(1, columns * of.element_size())
-        least, most = (max(1, size // (width * matrices)) for size in self.block)
-        return min(max(ROWS, least), most), max(1, self.lane // width)
-
-    def tile(self, of: Tensor) -> tuple[int, int, int]:
-        """Rows, columns and rows of a lane where neither needs to be whole: the embeddings of both fit in the cache."""
-        count = self.block[0] // of.element_size()
-        columns = max(1, math.isqrt(count) // 2)
-        return max(1, count // columns), columns, max(1, self.lane // (columns * of.element_size()))
-
-
-SIZES = Sizes()
 T = TypeVar("T")
 Formula = Callable[..., Tensor]
 
@@ -203,7 +174,7 @@ def once() -> None:
         raise WrongRoom(
             "pairs that are streamed have no second derivative",
             needed="create_graph=False",
-            try_="lossary.folds.pairs.SIZES.small = N * M, which makes the matrix",
+            try_="lossary.folds.tiles.SIZES.small = N * M, which makes the matrix",
         )
 
 

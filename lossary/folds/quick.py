@@ -10,15 +10,14 @@ as long as 2 / tau stays below 80; sharper softmaxes go the long way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lossary.folds.blocks import slices
-from lossary.folds.pairs import SIZES, exactly, multiple, once, usual
+from lossary.folds.pairs import exactly, multiple, once, usual
+from lossary.folds.tiles import SIZES, Tile, fold, tiles, wide, zeros
 from lossary.views.pairs import Pairs
 
 STEEP = 80.0  # exp(-80) is still a normal number in float32
@@ -41,8 +40,8 @@ def supcon(view: Pairs, tau: Tensor | float) -> Tensor | None:
     """`lossary.formulas.contrastive.supcon`."""
     if steep(tau):
         return None
-    a, b = view.unit_rows, view.unit_cols
-    lse: Tensor = _Rows.apply(view, True, a, b, torch.as_tensor(tau, dtype=a.dtype, device=a.device))
+    a, b = ends(view)
+    lse: Tensor = _Rows.apply(view, True, a, b, number(tau, a))
     if view.col_label is None:
         return lse
     near, count = attraction(view.col_label, view.first, a, b)
@@ -57,16 +56,15 @@ def clip(view: Pairs, tau: Tensor | float) -> Tensor | None:
         return None
     if steep(tau) or len(view.rows) != len(view.cols):
         return None
-    a, b = view.unit_rows, view.unit_cols
-    out: Tensor = _Both.apply(a, b, torch.as_tensor(tau, dtype=a.dtype, device=a.device))
+    a, b = ends(view)
+    out: Tensor = _Both.apply(a, b, number(tau, a))
     return out
 
 
 def siglip(view: Pairs, scale: Tensor | float, bias: Tensor | float) -> Tensor | None:
     """`lossary.formulas.contrastive.siglip`: softplus(z) of all pairs less z of the positives."""
-    a, b = view.unit_rows, view.unit_cols
-    given = (torch.as_tensor(x, dtype=a.dtype, device=a.device) for x in (scale, bias))
-    total: Tensor = _Rows.apply(view, False, a, b, *given)
+    a, b = ends(view)
+    total: Tensor = _Rows.apply(view, False, a, b, number(scale, a), number(bias, a))
     if view.col_label is None:
         return total
     near, count = attraction(view.col_label, view.first, a, b)
@@ -80,15 +78,30 @@ def ring(view: Pairs, fn: Callable[..., Tensor], hyper: dict[str, Any]) -> Tenso
 
     if view.kept is not None or view.pair_weight is not None or len(view.rows) != len(view.cols):
         return None
-    a, b = view.unit_rows, view.unit_cols
-    own, given = (a * b).sum(-1), {k: torch.as_tensor(x, dtype=a.dtype, device=a.device) for k, x in hyper.items()}
+    a, b = ends(view)
+    positive, given = own(a, b), {k: number(x, a) for k, x in hyper.items()}
     if fn is contrastive.siglip.fn:
         scale, bias = given["scale"], given["bias"]
-        return totals(a, b, False, (scale, bias), view.across)[0] - (scale * own + bias)
+        return totals(a, b, False, (scale, bias), view.across)[0] - (scale * positive + bias)
     if fn is not contrastive.clip.fn or steep(hyper["tau"]):
         return None
     rows, cols = totals(a, b, True, (given["tau"],), view.across)
-    return (rows + cols) / 2 - own / given["tau"]
+    return (rows + cols) / 2 - positive / given["tau"]
+
+
+def ends(view: Pairs) -> tuple[Tensor, Tensor]:
+    """Rows and columns of length 1 as they are multiplied: rounded, where embeddings of half precision came on CUDA."""
+    return view.unit_rows.to(view.compute), view.unit_cols.to(view.compute)
+
+
+def number(x: Tensor | float, of: Tensor) -> Tensor:
+    """A hyperparameter beside embeddings."""
+    return torch.as_tensor(x, dtype=wide(of), device=of.device)
+
+
+def own(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of row i and column i, [N]."""
+    return torch.linalg.vecdot(a.to(wide(a)), b.to(wide(b)))
 
 
 def steep(tau: Tensor | float) -> bool:
@@ -98,7 +111,7 @@ def steep(tau: Tensor | float) -> bool:
 
 def attraction(label: Tensor, first: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the cosines with the positives, [N], and their number, [N]: the columns of the row's label but its own."""
-    rows = slice(first, first + len(a))
+    rows, a, b = slice(first, first + len(a)), a.to(wide(a)), b.to(wide(b))
     _, kind, count = label.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(count), b.shape[1], dtype=b.dtype, device=b.device).index_add(0, kind, b)
     return (a * (sums[kind[rows]] - a)).sum(-1), (count[kind[rows]] - 1).to(a.dtype)
@@ -140,44 +153,46 @@ def _over(
     view: Pairs, soft: bool, a: Tensor, b: Tensor, hyper: tuple[Tensor, ...], pull: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """The rows' numbers and, given a pull on them, the gradients by a, b and the hyperparameters."""
-    scale, paired = 1 / hyper[0] if soft else hyper[0], view.col_label is None
+    scale = 1 / hyper[0] if soft else hyper[0]
     shift = -scale if soft else hyper[1]
-    out = torch.empty_like(a[:, 0])
-    by_a, by_b, by_shift = torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(scale)
-    block, size = SIZES.rows(len(b), a)
-    buffer = a.new_empty(min(block, len(a)), len(b))
-    for at in slices(0, len(a), block):
-        part = a[at] * scale
-        z = torch.mm(part, b.mT, out=buffer[: len(part)])
-        for lane in slices(at.start, at.stop, size):
-            here = z[lane.start - at.start : lane.stop - at.start]
-            here += shift
-            mine = here.diagonal(view.first + lane.start)
-            positive = mine.clone() if paired else shift if soft else 0.0
-            if view.alone:
-                mine.fill_(-torch.inf)
-            if soft:
-                total = here.exp_().sum(-1)
-                value = total.log()
-            else:
-                total, value = torch.ones_like(out[lane]), F.softplus(here).sum(-1)
-                if pull is not None:
-                    here.sigmoid_()
-            out[lane] = value - positive
-            if pull is not None:
-                here *= (pull[lane] / total)[:, None]
-                if paired:
-                    mine -= pull[lane]
-                if not soft:
-                    by_shift += here.sum()
-        if pull is not None:  # z holds the gradient by itself now
-            torch.mm(z, b, out=by_a[at])
-            by_b.addmm_(z.mT, part)
+    out = zeros(a[:, 0])
+    by_a, by_b, by_shift = zeros(a), zeros(b), torch.zeros_like(scale)
+    for tile in tiles(a, b, scale, whole=soft):
+        if view.alone:
+            tile.z.diagonal(view.first + tile.rows.start - tile.cols.start).fill_(-torch.inf)
+        (_softmax if soft else _logistic)(tile, shift, out, pull)
+        if pull is not None:
+            tile.carry(b, by_a, by_b)
+            by_shift += 0 if soft else tile.slopes.sum(dtype=out.dtype)
+    if soft:
+        out.log_().sub_(shift)
+    if view.col_label is None:  # z of the positives, and what it takes off the gradients
+        at = slice(view.first, view.first + len(a))
+        out -= own(a, b[at]) * scale + (0 if soft else shift)
+        if pull is not None:
+            by_a.addcmul_(pull[:, None], b[at].to(out.dtype), value=-1)
+            by_b[at].addcmul_(pull[:, None] * scale, a.to(out.dtype), value=-1)
+            by_shift -= pull.sum()
     if pull is None:
         return out, []
-    by_scale = by_a.flatten() @ a.flatten()
+    by_scale = by_a.flatten() @ a.flatten().to(out.dtype)
     grads = [by_a.mul_(scale), by_b]
     return out, [*grads, -by_scale * scale.square()] if soft else [*grads, by_scale, by_shift]
+
+
+def _softmax(tile: Tile, shift: Tensor, total: Tensor, pull: Tensor | None) -> None:
+    """The sums of exp(z + shift) over whole rows, and the gradient of pull times their logarithm."""
+    for at in SIZES.lanes(tile.z):
+        here, rows = tile.z[at], slice(tile.rows.start + at.start, tile.rows.start + at.stop)
+        fold(here, shift, True, scale=tile.scale, rows=total[rows], slopes=here)
+        if pull is not None:
+            torch.mul(here, (pull[rows] / total[rows])[:, None], out=tile.slopes[at])
+
+
+def _logistic(tile: Tile, shift: Tensor, total: Tensor, pull: Tensor | None) -> None:
+    """The sums of softplus(z + shift), and the gradient of pull times them."""
+    more = {} if pull is None else {"left": pull[tile.rows], "slopes": tile.slopes}
+    fold(tile.z, shift, False, scale=tile.scale, rows=total[tile.rows], **more)
 
 
 class _Both(torch.autograd.Function):
@@ -189,38 +204,24 @@ class _Both(torch.autograd.Function):
     @staticmethod
     @exactly
     def forward(ctx: Any, a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
-        rows, cols = torch.zeros_like(a[:, 0]), torch.zeros_like(b[:, 0])
-        for at, of, _, lanes in _tiles(a, b, tau):
-            for lane, here in lanes:
-                rows[at][lane] += here.sum(-1)
-                cols[of] += here.sum(0)
+        rows, cols = zeros(a[:, 0]), zeros(b[:, 0])
+        for tile in tiles(a, b, 1 / tau):
+            fold(tile.z, -1 / tau, True, scale=tile.scale, rows=rows[tile.rows], cols=cols[tile.cols])
         ctx.save_for_backward(a, b, tau, rows, cols)
-        return (rows.log() + cols.log()).div_(2).add_(1 / tau).sub_(torch.linalg.vecdot(a, b) / tau)
+        return (rows.log() + cols.log()).div_(2).add_(1 / tau).sub_(own(a, b) / tau)
 
     @staticmethod
     @exactly
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         once()
         a, b, tau, rows, cols = ctx.saved_tensors
-        by_a, by_b = torch.zeros_like(a), torch.zeros_like(b)
-        left, right = grad / (2 * rows * tau), grad / (2 * cols * tau)
-        for at, of, z, lanes in _tiles(a, b, tau):
-            for lane, here in lanes:
-                here *= left[at][lane, None] + right[of]
-            by_a[at].addmm_(z, b[of])
-            by_b[of].addmm_(z.mT, a[at])
-        by_a.addcmul_(grad[:, None], b / -tau)
-        by_b.addcmul_(grad[:, None], a / -tau)
-        return by_a, by_b, -(by_a.flatten() @ a.flatten()) / tau
-
-
-def _tiles(a: Tensor, b: Tensor, tau: Tensor) -> Iterator[tuple[slice, slice, Tensor, Iterator[tuple[slice, Tensor]]]]:
-    """Rows, columns, and exp((c - 1) / tau) there: whole, for when all lanes have been made, and lane by lane."""
-    height, width, size = SIZES.tile(a)
-    buffer = a.new_empty(min(height, len(a)) * min(width, len(b)))
-    for at in slices(0, len(a), height):
-        part = a[at] / tau
-        for of in slices(0, len(b), width):
-            z = buffer[: len(part) * (of.stop - of.start)].view(len(part), -1)
-            torch.mm(part, b[of].mT, out=z)
-            yield at, of, z, ((lane, z[lane].sub_(1 / tau).exp_()) for lane in slices(0, len(z), size))
+        by_a, by_b = zeros(a), zeros(b)
+        left, right = grad / (2 * rows), grad / (2 * cols)
+        for tile in tiles(a, b, 1 / tau):
+            by = {"left": left[tile.rows], "right": right[tile.cols], "slopes": tile.slopes}
+            fold(tile.z, -1 / tau, True, scale=tile.scale, **by)
+            tile.carry(b, by_a, by_b)
+        by_a.addcmul_(grad[:, None], b.to(grad.dtype), value=-1)
+        by_b.addcmul_(grad[:, None] / tau, a.to(grad.dtype), value=-1)
+        by_scale = by_a.flatten() @ a.flatten().to(grad.dtype)
+        return by_a.div_(tau), by_b, -by_scale / tau.square()

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from lossary.folds.across import sizes
-from lossary.folds.blocks import slices
-from lossary.folds.pairs import SIZES, exactly, once
+from lossary.folds.pairs import exactly, once
+from lossary.folds.tiles import fold, tiles, wide, zeros
 
 
 def totals(a: Tensor, b: Tensor, soft: bool, hyper: tuple[Tensor, ...], group: Any) -> tuple[Tensor, Tensor]:
@@ -47,27 +46,19 @@ def around(shard: Tensor, group: Any, meet: Callable[[Tensor], None]) -> Tensor:
     return shard
 
 
-def lanes(rows: int, columns: int, of: Tensor) -> list[slice]:
-    """Rows whose similarities exist at a time."""
-    return list(slices(0, rows, SIZES.rows(columns, of)[0]))
-
-
 class _Ring(torch.autograd.Function):
     @staticmethod
     @exactly
     def forward(ctx: Any, soft: bool, group: Any, a: Tensor, b: Tensor, *hyper: Tensor) -> tuple[Tensor, Tensor]:
         scale = 1 / hyper[0] if soft else hyper[0]
         shift = -scale if soft else hyper[1]
-        scaled, rows, d = a * scale, torch.zeros_like(a[:, 0]), b.shape[1]
+        rows, d = zeros(a[:, 0]), b.shape[1]
 
         def meet(shard: Tensor) -> None:
-            for at in lanes(len(a), len(shard), a):
-                z = (scaled[at] @ shard[:, :d].mT).add_(shift)
-                z = z.exp_() if soft else F.softplus(z)
-                rows[at] += z.sum(-1)
-                shard[:, d] += z.sum(0)
+            for tile in tiles(a, shard[:, :d].to(a.dtype), scale):
+                fold(tile.z, shift, soft, scale=tile.scale, rows=rows[tile.rows], cols=shard[tile.cols, d])
 
-        cols = around(torch.cat([b, torch.zeros_like(b[:, :1])], 1), group, meet)[:, d]
+        cols = around(torch.cat([b.to(wide(b)), zeros(b[:, :1])], 1), group, meet)[:, d]
         if soft:
             rows, cols = rows.log() - shift, cols.log() - shift
         ctx.soft, ctx.group = soft, group
@@ -83,18 +74,17 @@ class _Ring(torch.autograd.Function):
         shift = -scale if ctx.soft else hyper[1]
         left = by_rows * (-shift - rows).exp() if ctx.soft else by_rows
         right = by_cols * (-shift - cols).exp() if ctx.soft else by_cols
-        scaled, by_a, by_shift, d = a * scale, torch.zeros_like(a), torch.zeros_like(scale), b.shape[1]
+        by_a, by_shift, d = zeros(a), torch.zeros_like(scale), b.shape[1]
 
         def meet(shard: Tensor) -> None:
-            for at in lanes(len(a), len(shard), a):
-                z = (scaled[at] @ shard[:, :d].mT).add_(shift)
-                z = z.exp_() if ctx.soft else z.sigmoid_()
-                z *= left[at, None] + shard[:, d]
-                by_shift.add_(z.sum())
-                by_a[at] += z @ shard[:, :d]
-                shard[:, d + 1 :] += z.mT @ scaled[at]
+            other = shard[:, :d].to(a.dtype)
+            for tile in tiles(a, other, scale):
+                by = {"left": left[tile.rows], "right": shard[tile.cols, d], "slopes": tile.slopes}
+                fold(tile.z, shift, ctx.soft, scale=tile.scale, **by)
+                by_shift.add_(tile.slopes.sum(dtype=by_shift.dtype))
+                tile.carry(other, by_a, shard[:, d + 1 :])
 
-        home = around(torch.cat([b, right[:, None], torch.zeros_like(b)], 1), ctx.group, meet)
-        by_scale = (by_a * a).sum()
+        home = around(torch.cat([b.to(wide(b)), right[:, None], zeros(b)], 1), ctx.group, meet)
+        by_scale = (by_a * a.to(by_a.dtype)).sum()
         more = [-by_scale * scale.square()] if ctx.soft else [by_scale, by_shift]
         return None, None, by_a * scale, home[:, d + 1 :], *more

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lossary import folds, reduce
 from lossary.catalogue import row
-from lossary.folds.pairs import Sizes
+from lossary.folds.tiles import Sizes
 from lossary.laws.base import close, finite, law, need
 from lossary.laws.numbers import Hyper, losses, reduced, value_and_gradient
 from lossary.laws.samples import extras, gradient, objective, recipe
@@ -194,7 +194,7 @@ def streams(method: Method, hyper: Hyper) -> None:
             a, b = x.clone().requires_grad_(), y.clone()
             b.requires_grad_(y.is_floating_point())
             wanted = [t for t in (a, b, *whole.parameters()) if t.requires_grad]
-            with mock.patch.multiple(folds.pairs.SIZES, **vars(sizes)):
+            with mock.patch.multiple(folds.tiles.SIZES, **vars(sizes)):
                 items = whole.items(a, b)
                 plain = torch.autograd.grad(whole(a, b), wanted, allow_unused=True)
                 by_row = torch.autograd.grad((pull * items.loss).sum(), wanted, allow_unused=True)

@@ -53,7 +53,7 @@ class Pairs(View):
         super().__init__(ids=ids)
         self.rows, self.cols, self.label, self.col_label = rows, cols, label, col_label
         self.key_ids, self.kept, self.col_kept, self.pair_weight = key_ids, kept, col_kept, pair_weight
-        self.first, self.dtype = first, rows.dtype
+        self.first, self.dtype, self.compute = first, rows.dtype, rows.dtype
         self.alone = rows is cols if alone is None else alone  # one set against itself: row i is column first + i
         self.across: Any = None  # the process group whose rows the columns are
         self.apart = False  # whether they still are with their processes
@@ -109,6 +109,9 @@ class Pairs(View):
                 view = cls._across(flat, other, label, across, more)
         if pair_weight is not None:
             view.pair_weight = _fitting(pair_weight, len(flat), len(view.cols)).to(view.dtype)
+        columns = keys if keys is not None else target if towers else input
+        if input.is_cuda and input.dtype is columns.dtype is torch.bfloat16:  # float16 would lose small slopes
+            view.compute = torch.bfloat16
         valid_rows = view.has_positive if kept is None else view.has_positive & kept
         view.valid = valid_rows.reshape(shape)
         return view

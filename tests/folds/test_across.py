@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import lossary
 from lossary import reduce
 from lossary.errors import MissingInput
-from lossary.folds import pairs
+from lossary.folds import tiles
 
 SHARES = {2: [7, 5], 4: [4, 1, 5, 2]}  # uneven, as the last batch of an epoch is
 TOWERS = ("clip", "siglip")  # without a mask their columns go round in a ring, else they are gathered
@@ -66,7 +66,7 @@ def worker(rank, world, port, small, folder):
     first = sum(SHARES[world][:rank])
     mine = slice(first, first + SHARES[world][rank])
     found = {}
-    with mock.patch.multiple(pairs.SIZES, small=small, block=(400, 400), lane=200):
+    with mock.patch.multiple(tiles.SIZES, small=small, block=(400, 400), lane=200):
         for name in OBJECTIVES:
             net = DistributedDataParallel(model())
             share = (t[mine] for t in batch(name.startswith(TOWERS)))

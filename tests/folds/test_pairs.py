@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import lossary
 from lossary.errors import DomainError, ShapeError, WrongRoom
-from lossary.folds import pairs, quick
+from lossary.folds import quick, tiles
 from lossary.memory import Learned
 from lossary.views import Pairs
 
@@ -20,10 +20,23 @@ def drawn(n=30, d=6, seed=0, classes=7):
     return torch.randn(n, d, generator=g, dtype=torch.float64), torch.arange(n) % classes
 
 
+@pytest.fixture(params=["plain", "kernels"], autouse=True)
+def way(request):
+    """The pass over a tile by plain operations, and by the kernel in its interpreter."""
+    if request.param == "plain":
+        yield
+        return
+    pytest.importorskip("triton", reason="Triton is not installed (it comes with PyTorch for CUDA, on Linux)")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled here: tests/folds/test_kernels.py runs them")
+    with mock.patch.multiple(tiles.SIZES, fused=True):
+        yield
+
+
 @pytest.fixture
 def few_rows():
     """A block of 6 rows and lanes of 4, at 30 columns."""
-    with mock.patch.multiple(pairs.SIZES, small=0, block=(1440, 1440), lane=4 * 30 * 8):
+    with mock.patch.multiple(tiles.SIZES, small=0, block=(1440, 1440), lane=4 * 30 * 8):
         yield
 
 
@@ -32,7 +45,7 @@ def both(objective, x, y, pull=None, **given):
     out = []
     for small in (2**30, 0):
         leaves = [x.clone().requires_grad_(), *([y.clone().requires_grad_()] if y.is_floating_point() else [])]
-        with mock.patch.multiple(pairs.SIZES, small=small, block=(1440, 1440), lane=4 * 30 * 8):
+        with mock.patch.multiple(tiles.SIZES, small=small, block=(1440, 1440), lane=4 * 30 * 8):
             items = objective.items(leaves[0], leaves[-1] if y.is_floating_point() else y, **given)
             loss = items.loss.where(items.valid, 0) if items.valid is not None else items.loss
             total = loss.sum() if pull is None else (pull * loss).sum()
@@ -81,7 +94,7 @@ def test_against_torch():
     flat = F.normalize(views.reshape(60, 6), dim=1)
     own = (flat @ flat.T / 0.1).fill_diagonal_(-torch.inf)
     for small in (2**30, 0):
-        with mock.patch.multiple(pairs.SIZES, small=small):
+        with mock.patch.multiple(tiles.SIZES, small=small):
             torch.testing.assert_close(lossary.clip(tau=0.1)(x, other), wanted)
             torch.testing.assert_close(lossary.supcon(tau=0.1)(views, at), F.cross_entropy(own, torch.arange(60) ^ 1))
 
@@ -94,7 +107,7 @@ def test_sharp_softmaxes_go_the_long_way_and_are_right(tau):
     y = torch.arange(40) // 2
     exact = lossary.supcon(tau=tau).items(x, y).loss
     assert quick.steep(tau) == (tau < 0.025)
-    with mock.patch.multiple(pairs.SIZES, small=0):
+    with mock.patch.multiple(tiles.SIZES, small=0):
         got = lossary.supcon(tau=tau).items(x.float(), y).loss
     torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)
 
@@ -225,13 +238,13 @@ def test_tiles_of_two_towers_make_the_matrix(size, tau):
     (x, _), (y, _) = drawn(31, 6), drawn(31, 6, seed=5)
     objective = lossary.clip(tau=lossary.memory.Learned(tau))
     pull = torch.linspace(0.5, 2, 31, dtype=x.dtype)
-    with mock.patch.multiple(pairs.SIZES, block=size):
-        height, width, _ = pairs.SIZES.tile(x)
+    with mock.patch.multiple(tiles.SIZES, block=size):
+        height, width = tiles.SIZES.tile(x)
         assert height < 31 or width < 16
     found = []
     for small, block in ((2**30, (1440, 1440)), (0, size)):
         a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
-        with mock.patch.multiple(pairs.SIZES, small=small, block=block, lane=50):
+        with mock.patch.multiple(tiles.SIZES, small=small, block=block, lane=50):
             loss = objective.items(a, b).loss
             found.append((loss, *torch.autograd.grad((pull * loss).sum(), [a, b, *objective.parameters()])))
     same(found)

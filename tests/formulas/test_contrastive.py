@@ -165,8 +165,8 @@ def test_model_aware_streams_and_takes_other_objectives(monkeypatch):
     z, y = draw(12, 2, D).requires_grad_(), torch.arange(12)
     whole = space.ModelAware(lossary.supcon(tau=Learned(0.1)).double(), alpha=1.0)
     wanted = torch.autograd.grad(whole(z, y), (z, *whole.parameters()))
-    monkeypatch.setattr(lossary.folds.pairs.SIZES, "small", 0)
-    monkeypatch.setattr(lossary.folds.pairs.SIZES, "block", (960, 960))
+    monkeypatch.setattr(lossary.folds.tiles.SIZES, "small", 0)
+    monkeypatch.setattr(lossary.folds.tiles.SIZES, "block", (960, 960))
     for g, w in zip(torch.autograd.grad(whole(z, y), (z, *whole.parameters())), wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-8, atol=1e-10)
     valid = torch.arange(12) > 3
@@ -285,8 +285,8 @@ def test_the_global_loss_streams_and_masks(monkeypatch):
     wanted = plain(z, torch.arange(8), torch.arange(8), valid=valid)
     torch.testing.assert_close(wanted, rest(z[valid], torch.arange(7), torch.arange(8)[valid]))
     assert plain.level[0, 2] == -torch.inf
-    monkeypatch.setattr(lossary.folds.pairs.SIZES, "small", 0)
-    monkeypatch.setattr(lossary.folds.pairs.SIZES, "block", (384, 384))
+    monkeypatch.setattr(lossary.folds.tiles.SIZES, "small", 0)
+    monkeypatch.setattr(lossary.folds.tiles.SIZES, "block", (384, 384))
     same(make()(z, torch.arange(8), torch.arange(8), valid=valid), wanted, (z,))
     alone = make()(z[:1], torch.arange(1), torch.arange(1))
     assert alone == 0  # no negative

@@ -9,7 +9,7 @@ import torch
 
 import lossary
 from lossary.errors import DomainError, ShapeError
-from lossary.folds import pairs
+from lossary.folds import tiles
 from lossary.formulas import metric, submodular
 from lossary.formulas.metric import active_triplets, angular, icnn, lifted_structure, mixed_keys, tcm_batch, utilization
 from lossary.formulas.submodular import facility_location, graph_cut, log_det, total_correlation, total_information
@@ -305,7 +305,7 @@ def test_rows_at_a_time_do_not_show(name, monkeypatch):
     loss = angular if name == "angular" else lossary.find(name)()
     value, slope = grad(lambda z: loss(z, y), x)
     for size, given in (("small", 0), ("block", (2000, 2000)), ("lane", 500)):
-        monkeypatch.setattr(pairs.SIZES, size, given)
+        monkeypatch.setattr(tiles.SIZES, size, given)
     again, again_slope = grad(lambda z: loss(z, y), x)
     torch.testing.assert_close(again, value, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(again_slope, slope, rtol=1e-10, atol=1e-13)

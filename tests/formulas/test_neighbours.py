@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import lossary
-from lossary.folds.pairs import SIZES
+from lossary.folds.tiles import SIZES
 from lossary.icon import Cosine, Debiased, Gaussian, ICon, Same, Student
 
 AGE = torch.tensor([20.0, 22.0, 31.0, 40.0, 41.0, 55.0, 60.0])
