@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,57 @@ def peak(way: str, n: int = N) -> float:
     return fresh("pairs", f"growth({way!r}, {n})")
 
 
+def synchronous(fn: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest of five calls, the device's work included; two calls before do not count."""
+
+    def once() -> None:
+        fn()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    once()
+    once()
+    return min(seconds(once) for _ in range(5))
+
+
+def share_of_matrix_rate(n: int = 2**16, d: int = 512, device: str = "cuda") -> float:
+    """Rate of symmetric InfoNCE, forward and backward, in units of that of a matrix product; embeddings in bfloat16.
+
+    Counted are the four products that need no less: similarities twice, and a gradient by either tower. 8 N^2 d.
+    """
+    kind: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+    a, b = (torch.randn(n, d, requires_grad=True, **kind) for _ in range(2))
+    square = torch.randn(min(n, 2**13), min(n, 2**13), **kind)
+    product = 2 * len(square) ** 3 / synchronous(lambda: square @ square, device)
+    objective = lossary.clip(tau=0.07)
+    return 8 * n**2 * d / synchronous(lambda: torch.autograd.grad(objective(a, b), [a, b]), device) / product
+
+
+def allocated(n: int, d: int = 512) -> float:
+    """MB that symmetric InfoNCE takes on a GPU beside the embeddings, at most."""
+    a, b = (torch.randn(n, d, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    lossary.clip(tau=0.07)(a, b).backward()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def on_gpu() -> Iterator[Row]:
+    """Rows that need a GPU."""
+    name, rate = torch.cuda.get_device_name(), share_of_matrix_rate()
+    yield (
+        f"{2**16} x 512 in bfloat16, {name}: symmetric InfoNCE, share of matrix rate",
+        rate,
+        "at least 0.6",
+        rate >= 0.6,
+    )
+    used = {n: allocated(n) for n in (2**15, 2**16, 2**17)}
+    for n, mb in used.items():
+        yield f"{n} x 512 in bfloat16, {name}: memory in MB", mb, "none", True
+    grown_by = used[2**17] / used[2**16]
+    yield "memory of twice as many rows / memory", grown_by, "at most 2.1", grown_by <= 2.1
+
+
 def run() -> Iterator[Row]:
     """Ratios of time, and megabytes."""
     for ours, theirs, most in (
@@ -118,6 +170,8 @@ def run() -> Iterator[Row]:
                 continue  # 140 GB
             r = ratio(work(name, n, 128), work("supcon", n, 128), pairs=3 if "NTXent" in name else 15, warm=1)
             yield f"{n // 2} pairs x 128: {name} / supcon, time", r, f"at least {fewest:g}", r >= fewest
+    if torch.cuda.is_available():
+        yield from on_gpu()
     used = peak("symmetric InfoNCE", 2**16)
     yield f"{2**16} x {D}: symmetric InfoNCE, memory in MB", used, "at most 500", used <= 500
 

@@ -1,23 +1,29 @@
-"""The pass over a tile of similarities as one kernel (Triton, on CUDA): `lossary.folds.tiles.fold` calls it.
+"""The pass over a tile of similarities as one kernel (Triton, on CUDA): `lossary.folds.tiles` calls it.
 
 A program takes a piece of the tile and leaves the sums over its rows and columns in places of its own, which are added
-up afterwards: no atomics, so the same input gives the same bits.
+up afterwards: no atomics, so the same input gives the same bits. `fold` is given the tile, `multiplied` makes it from
+embeddings of half precision, piece by piece, so that it never goes to memory.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, index, arg-type"
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-HIGH, WIDE, WARPS = 32, 128, 8  # rows and columns of a piece; 16 numbers a thread, so that all threads fit on a GPU
+PASS = {"high": 32, "wide": 128, "num_warps": 8}  # a piece: 16 numbers a thread, so that all threads fit on a GPU
+PRODUCT = {"high": 128, "wide": 128, "deep": 64, "num_warps": 8, "num_stages": 3}
 
 
 @triton.jit
-def _pass(
-    z,
+def _finish(
+    x,
+    i,
+    j,
     scale,
     shift,
     rows,
@@ -28,7 +34,6 @@ def _pass(
     n,
     m,
     stride,
-    out_stride,
     soft: tl.constexpr,
     scaled: tl.constexpr,
     by_rows: tl.constexpr,
@@ -36,20 +41,16 @@ def _pass(
     by_left: tl.constexpr,
     by_right: tl.constexpr,
     sloped: tl.constexpr,
-    high: tl.constexpr,
-    wide: tl.constexpr,
 ):
-    i = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
-    j = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
+    """Sums and slopes of a piece x [high, wide] whose rows are i and columns j."""
     inside = (i[:, None] < n) & (j[None, :] < m)
-    x = tl.load(z + i[:, None] * stride + j[None, :], mask=inside, other=float("-inf"))
     if scaled:
         x = x * tl.load(scale)
-    x = x + tl.load(shift)
+    x = tl.where(inside, x + tl.load(shift), float("-inf"))
     if soft:
         value = tl.exp(x)
         slope = value
-    else:  # log(1 + e) for small e as Kahan has it: rounding of 1 + e cancels
+    else:  # log(1 + e) for small e as Kahan has it: the rounding of 1 + e cancels
         e = tl.exp(-tl.abs(x))
         one = 1 + e
         value = tl.maximum(x, 0.0) + tl.where(one == 1, e, tl.log(one) * (e / tl.where(one == 1, 1.0, one - 1)))
@@ -64,52 +65,139 @@ def _pass(
             if by_right:
                 factor = factor + tl.load(right + j, mask=j < m, other=0.0)[None, :]
             slope = slope * factor
-        tl.store(slopes + i[:, None] * out_stride + j[None, :], slope.to(slopes.dtype.element_ty), mask=inside)
+        tl.store(slopes + i[:, None] * stride + j[None, :], slope.to(slopes.dtype.element_ty), mask=inside)
 
 
-def fold(
-    z: Tensor,
-    scale: Tensor | None,
+@triton.jit
+def pass_over(
+    z,
+    z_stride,
+    scale,
+    shift,
+    rows,
+    cols,
+    left,
+    right,
+    slopes,
+    n,
+    m,
+    stride,
+    soft: tl.constexpr,
+    scaled: tl.constexpr,
+    by_rows: tl.constexpr,
+    by_cols: tl.constexpr,
+    by_left: tl.constexpr,
+    by_right: tl.constexpr,
+    sloped: tl.constexpr,
+    high: tl.constexpr,
+    wide: tl.constexpr,
+):
+    """A piece of a tile that is in memory."""
+    i = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
+    j = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
+    x = tl.load(z + i[:, None] * z_stride + j[None, :], mask=(i[:, None] < n) & (j[None, :] < m), other=0.0)
+    _finish(
+        x, i, j, scale, shift, rows, cols, left, right, slopes, n, m, stride,
+        soft, scaled, by_rows, by_cols, by_left, by_right, sloped,
+    )  # fmt: skip
+
+
+@triton.jit
+def multiply(
+    a,
+    b,
+    d,
+    a_stride,
+    b_stride,
+    scale,
+    shift,
+    rows,
+    cols,
+    left,
+    right,
+    slopes,
+    n,
+    m,
+    stride,
+    soft: tl.constexpr,
+    scaled: tl.constexpr,
+    by_rows: tl.constexpr,
+    by_cols: tl.constexpr,
+    by_left: tl.constexpr,
+    by_right: tl.constexpr,
+    sloped: tl.constexpr,
+    high: tl.constexpr,
+    wide: tl.constexpr,
+    deep: tl.constexpr,
+):
+    """A piece of a tile, from its embeddings a [n, d] and b [m, d]."""
+    i = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
+    j = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
+    x = tl.zeros((high, wide), tl.float32)
+    for start in range(0, d, deep):
+        k = start + tl.arange(0, deep)
+        one = tl.load(a + i[:, None] * a_stride + k[None, :], mask=(i[:, None] < n) & (k[None, :] < d), other=0.0)
+        two = tl.load(b + j[None, :] * b_stride + k[:, None], mask=(j[None, :] < m) & (k[:, None] < d), other=0.0)
+        x = tl.dot(one, two, x)
+    _finish(
+        x, i, j, scale, shift, rows, cols, left, right, slopes, n, m, stride,
+        soft, scaled, by_rows, by_cols, by_left, by_right, sloped,
+    )  # fmt: skip
+
+
+def fold(z: Tensor, *more: Any) -> None:
+    """One pass over a tile z [n, m]: see `lossary.folds.tiles.fold`, whose other arguments follow."""
+    _launch(pass_over, (z, z.stride(0)), PASS, z.shape, z, *more)
+
+
+def multiplied(a: Tensor, b: Tensor, *more: Any) -> None:
+    """The same on the tile a b^T, [n, m], which is not made."""
+    a, b = a.contiguous(), b.contiguous()
+    _launch(multiply, (a, b, a.shape[1], a.stride(0), b.stride(0)), PRODUCT, (len(a), len(b)), a, *more)
+
+
+def _launch(
+    kernel: Any,
+    given: tuple[Any, ...],
+    piece: dict[str, int],
+    shape: tuple[int, ...],
+    near: Tensor,
     shift: Tensor,
     soft: bool,
+    scale: Tensor | None,
     rows: Tensor | None,
     cols: Tensor | None,
     left: Tensor | None,
     right: Tensor | None,
     slopes: Tensor | None,
 ) -> None:
-    """See `lossary.folds.tiles.fold`."""
-    n, m = z.shape
-    grid = (triton.cdiv(n, HIGH), triton.cdiv(m, WIDE))
-    by_rows = z if rows is None else z.new_empty(grid[1], n)
-    by_cols = z if cols is None else z.new_empty(grid[0], m)
-    out = z if slopes is None else slopes
-    some = [x if x is None else x.contiguous() for x in (left, right)]
-    with torch.cuda.device_of(z):
-        _pass[grid](
-            z,
-            z if scale is None else scale,
-            shift,
-            by_rows,
-            by_cols,
-            *(z if x is None else x for x in some),
-            out,
+    n, m = shape
+    grid = (triton.cdiv(n, piece["high"]), triton.cdiv(m, piece["wide"]))
+    by_rows = None if rows is None else shift.new_empty(grid[1], n)
+    by_cols = None if cols is None else shift.new_empty(grid[0], m)
+    left, right = (x if x is None else x.contiguous() for x in (left, right))
+    pointers = (scale, shift, by_rows, by_cols, left, right, slopes)
+    flags = {
+        "scaled": scale is not None,
+        "by_rows": rows is not None,
+        "by_cols": cols is not None,
+        "by_left": left is not None,
+        "by_right": right is not None,
+        "sloped": slopes is not None,
+    }
+    with torch.cuda.device_of(near):
+        # What is not given is not read: any pointer does.
+        kernel[grid](
+            *given,
+            *(near if x is None else x for x in pointers),
             n,
             m,
-            z.stride(0),
-            out.stride(0),
+            m if slopes is None else slopes.stride(0),
             soft=soft,
-            scaled=scale is not None,
-            by_rows=rows is not None,
-            by_cols=cols is not None,
-            by_left=left is not None,
-            by_right=right is not None,
-            sloped=slopes is not None,
-            high=HIGH,
-            wide=WIDE,
-            num_warps=WARPS,
+            **flags,
+            **piece,
         )
     if rows is not None:
-        rows += by_rows.sum(0)
+        rows += by_rows.sum(0)  # type: ignore[union-attr]
     if cols is not None:
-        cols += by_cols.sum(0)
+        cols += by_cols.sum(0)  # type: ignore[union-attr]

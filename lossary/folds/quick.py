@@ -162,7 +162,7 @@ def _over(
             tile.z.diagonal(view.first + tile.rows.start - tile.cols.start).fill_(-torch.inf)
         (_softmax if soft else _logistic)(tile, shift, out, pull)
         if pull is not None:
-            tile.carry(b, by_a, by_b)
+            tile.carry(by_a, by_b)
             by_shift += 0 if soft else tile.slopes.sum(dtype=out.dtype)
     if soft:
         out.log_().sub_(shift)
@@ -191,8 +191,8 @@ def _softmax(tile: Tile, shift: Tensor, total: Tensor, pull: Tensor | None) -> N
 
 def _logistic(tile: Tile, shift: Tensor, total: Tensor, pull: Tensor | None) -> None:
     """The sums of softplus(z + shift), and the gradient of pull times them."""
-    more = {} if pull is None else {"left": pull[tile.rows], "slopes": tile.slopes}
-    fold(tile.z, shift, False, scale=tile.scale, rows=total[tile.rows], **more)
+    left = None if pull is None else pull[tile.rows]
+    tile.fold(shift, False, rows=total[tile.rows], left=left, slope=pull is not None)
 
 
 class _Both(torch.autograd.Function):
@@ -206,7 +206,7 @@ class _Both(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
         rows, cols = zeros(a[:, 0]), zeros(b[:, 0])
         for tile in tiles(a, b, 1 / tau):
-            fold(tile.z, -1 / tau, True, scale=tile.scale, rows=rows[tile.rows], cols=cols[tile.cols])
+            tile.fold(-1 / tau, True, rows=rows[tile.rows], cols=cols[tile.cols])
         ctx.save_for_backward(a, b, tau, rows, cols)
         return (rows.log() + cols.log()).div_(2).add_(1 / tau).sub_(own(a, b) / tau)
 
@@ -218,9 +218,8 @@ class _Both(torch.autograd.Function):
         by_a, by_b = zeros(a), zeros(b)
         left, right = grad / (2 * rows), grad / (2 * cols)
         for tile in tiles(a, b, 1 / tau):
-            by = {"left": left[tile.rows], "right": right[tile.cols], "slopes": tile.slopes}
-            fold(tile.z, -1 / tau, True, scale=tile.scale, **by)
-            tile.carry(b, by_a, by_b)
+            tile.fold(-1 / tau, True, left=left[tile.rows], right=right[tile.cols], slope=True)
+            tile.carry(by_a, by_b)
         by_a.addcmul_(grad[:, None], b.to(grad.dtype), value=-1)
         by_b.addcmul_(grad[:, None] / tau, a.to(grad.dtype), value=-1)
         by_scale = by_a.flatten() @ a.flatten().to(grad.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lossary.folds.across import sizes
 from lossary.folds.pairs import exactly, once
-from lossary.folds.tiles import fold, tiles, wide, zeros
+from lossary.folds.tiles import tiles, wide, zeros
 
 
 def totals(a: Tensor, b: Tensor, soft: bool, hyper: tuple[Tensor, ...], group: Any) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class _Ring(torch.autograd.Function):
 
         def meet(shard: Tensor) -> None:
             for tile in tiles(a, shard[:, :d].to(a.dtype), scale):
-                fold(tile.z, shift, soft, scale=tile.scale, rows=rows[tile.rows], cols=shard[tile.cols, d])
+                tile.fold(shift, soft, rows=rows[tile.rows], cols=shard[tile.cols, d])
 
         cols = around(torch.cat([b.to(wide(b)), zeros(b[:, :1])], 1), group, meet)[:, d]
         if soft:
@@ -77,12 +77,10 @@ class _Ring(torch.autograd.Function):
         by_a, by_shift, d = zeros(a), torch.zeros_like(scale), b.shape[1]
 
         def meet(shard: Tensor) -> None:
-            other = shard[:, :d].to(a.dtype)
-            for tile in tiles(a, other, scale):
-                by = {"left": left[tile.rows], "right": shard[tile.cols, d], "slopes": tile.slopes}
-                fold(tile.z, shift, ctx.soft, scale=tile.scale, **by)
+            for tile in tiles(a, shard[:, :d].to(a.dtype), scale):
+                tile.fold(shift, ctx.soft, left=left[tile.rows], right=shard[tile.cols, d], slope=True)
                 by_shift.add_(tile.slopes.sum(dtype=by_shift.dtype))
-                tile.carry(other, by_a, shard[:, d + 1 :])
+                tile.carry(by_a, shard[:, d + 1 :])
 
         home = around(torch.cat([b.to(wide(b)), right[:, None], zeros(b)], 1), ctx.group, meet)
         by_scale = (by_a * a.to(by_a.dtype)).sum()

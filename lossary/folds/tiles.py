@@ -63,6 +63,8 @@ class Sizes:
 
 
 SIZES = Sizes()
+GIVEN = ("scale", "rows", "cols", "left", "right", "slopes")  # what `fold` may be given, in the kernels' order
+Room = dict[torch.dtype, Tensor]
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -84,28 +86,53 @@ def product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return torch.mm(x.to(out.dtype), y.to(out.dtype), out=out)
 
 
-@dataclass
 class Tile:
     """Similarities z [n, m] of some rows and columns, to be multiplied by `scale` if there is one.
 
-    slopes: room for the gradient by scale z, which may be z itself. part: the rows as they were multiplied, [n, d].
+    part [n, d], other [m, d]: the embeddings as they are multiplied. room: the memory that all tiles use.
     """
 
-    rows: slice
-    cols: slice
-    part: Tensor
-    z: Tensor
-    slopes: Tensor
-    scale: Tensor | None
+    def __init__(self, at: tuple[slice, slice], part: Tensor, other: Tensor, scale: Tensor | None, room: Room) -> None:
+        (self.rows, self.cols), self.part, self.other = at, part, other
+        self.scale, self.room, self.made = scale, room, False
 
-    def carry(self, b: Tensor, by_a: Tensor, by_b: Tensor) -> None:
+    def _taken(self, dtype: torch.dtype) -> Tensor:
+        n, m = len(self.part), len(self.other)
+        if dtype not in self.room:
+            self.room[dtype] = self.part.new_empty(n * m, dtype=dtype)  # the first tile is the largest
+        return self.room[dtype][: n * m].view(n, m)
+
+    @property
+    def z(self) -> Tensor:
+        """The tile, made when it is first asked for."""
+        z = self._taken(wide(self.part))
+        if not self.made:
+            product(self.part, self.other.mT, z)
+            self.made = True
+        return z
+
+    @property
+    def slopes(self) -> Tensor:
+        """Room for the gradient by scale z, in the precision of the embeddings: z itself, if that is the same."""
+        return self._taken(self.part.dtype)
+
+    def fold(self, shift: Tensor, soft: bool, *, slope: bool = False, **more: Tensor | None) -> None:
+        """`fold` on the tile; slope: whether its `slopes` are wanted."""
+        given = {"scale": self.scale, "slopes": self.slopes if slope else None, **more}
+        kernels = fused(self.part) if self.scale is not None and not self.made else None
+        if kernels is None:
+            fold(self.z, shift, soft, **given)
+        else:
+            kernels.multiplied(self.part, self.other, shift, soft, *(given.get(k) for k in GIVEN))
+
+    def carry(self, by_a: Tensor, by_b: Tensor) -> None:
         """Add what the slopes make of gradients: by scale a, [N, d], and by b, [M, d]."""
         by_a, by_b = by_a[self.rows], by_b[self.cols]
         if self.scale is None:
-            by_a.addmm_(self.slopes, b[self.cols])
+            by_a.addmm_(self.slopes, self.other)
             by_b.addmm_(self.slopes.mT, self.part)
         else:
-            by_a += product(self.slopes, b[self.cols], torch.empty_like(by_a))
+            by_a += product(self.slopes, self.other, torch.empty_like(by_a))
             by_b.addcmul_(product(self.slopes.mT, self.part, torch.empty_like(by_b)), self.scale)
 
 
@@ -115,15 +142,12 @@ def tiles(a: Tensor, b: Tensor, scale: Tensor, whole: bool = False) -> Iterator[
     Embeddings of half precision are not scaled before they are multiplied: it would round them once more.
     """
     height, width = (SIZES.rows(len(b), a)[0], len(b)) if whole else SIZES.tile(a)
-    room = a.new_empty(min(height, len(a)) * min(width, len(b)), dtype=wide(a))
-    plain = room.dtype is a.dtype
-    low = room if plain else torch.empty_like(room, dtype=a.dtype)
+    room: Room = {}
+    plain = wide(a) is a.dtype
     for rows in slices(0, len(a), height):
         part = a[rows] * scale if plain else a[rows]
         for cols in slices(0, len(b), max(1, width)):
-            n, m = len(part), cols.stop - cols.start
-            z, slopes = (x[: n * m].view(n, m) for x in (room, low))
-            yield Tile(rows, cols, part, product(part, b[cols].mT, z), slopes, None if plain else scale)
+            yield Tile((rows, cols), part, b[cols], None if plain else scale, room)
 
 
 def fold(
@@ -145,7 +169,7 @@ def fold(
     """
     kernels = fused(z)
     if kernels is not None:
-        kernels.fold(z, scale, shift, soft, rows, cols, left, right, slopes)
+        kernels.fold(z, shift, soft, scale, rows, cols, left, right, slopes)
         return
     for at in SIZES.lanes(z):
         here = z[at] if scale is None else z[at].mul_(scale)
