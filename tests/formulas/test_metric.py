@@ -1,4 +1,4 @@
-"""Metric losses against loops over pairs and triplets in NumPy, their limits, and each other; sets and mixtures too."""
+"""Metric losses against loops over pairs and triplets in NumPy, their limits, and each other; mixtures too."""
 
 import math
 from itertools import product
@@ -10,9 +10,8 @@ import torch
 import lossary
 from lossary.errors import DomainError, ShapeError
 from lossary.folds import tiles
-from lossary.formulas import metric, submodular
+from lossary.formulas import metric
 from lossary.formulas.metric import active_triplets, angular, icnn, lifted_structure, mixed_keys, tcm_batch, utilization
-from lossary.formulas.submodular import facility_location, graph_cut, log_det, total_correlation, total_information
 from lossary.reduce import mean
 from lossary.views import Pairs
 
@@ -402,8 +401,6 @@ def test_utilization_is_the_mean_distance_to_the_nearest():
         (lambda: angular(torch.eye(4), torch.arange(4), degrees=90.0), DomainError),
         (lambda: icnn(torch.eye(2), torch.arange(2)), DomainError),
         (lambda: icnn(torch.eye(4), torch.arange(4), k=0), DomainError),
-        (lambda: total_information(torch.eye(4), torch.arange(3)), ShapeError),
-        (lambda: submodular.with_lam(log_det, 0.0), DomainError),
         (lambda: lossary.triplet(margin=-1.0), DomainError),
     ],
 )
@@ -449,60 +446,3 @@ def test_icnn_is_lower_for_classes_that_are_apart():
     x, y = batch(40, 4)
     apart = x + 30 * torch.nn.functional.one_hot(y, 4)
     assert 0 <= icnn(apart, y).item() < icnn(x, y).item()
-
-
-# --- sets ------------------------------------------------------------------------------------------------------------
-def test_sets_are_their_definitions():
-    x, y = batch(14, 4)
-    s = torch.from_numpy(Loops(x, y).s)
-    sets = [[i for i in range(14) if y[i] == c] for c in range(4) if (y == c).any()]
-
-    def facility(a):
-        return sum(max(s[i, j].item() for j in a) for i in range(14))
-
-    def cut(a):
-        return sum(s[i, j].item() for i in range(14) for j in a) - 0.5 * sum(s[i, j].item() for i in a for j in a)
-
-    def volume(a):
-        return torch.linalg.slogdet(s[a][:, a] + 0.5 * torch.eye(len(a), dtype=s.dtype))[1].item()
-
-    for of, plain in ((facility_location, facility), (graph_cut, cut), (log_det, volume)):
-        whole = sum(plain(a) for a in sets)
-        assert total_information(x, y, of).item() == pytest.approx(whole, rel=1e-9)
-        assert total_correlation(x, y, of).item() == pytest.approx(whole - plain(list(range(14))), rel=1e-9)
-
-
-def test_graph_cut_correlation_is_the_similarity_between_classes():
-    x, y = batch(14, 4)
-    u = x / x.norm(dim=1, keepdim=True)
-    between = (u @ u.T)[y[:, None] != y].sum()
-    torch.testing.assert_close(total_correlation(x, y, submodular.with_lam(graph_cut, 0.7)), 0.7 * between)
-
-
-def test_log_det_correlation_is_zero_only_for_classes_at_right_angles():
-    y = torch.arange(4).repeat_interleave(3)
-    eye = torch.eye(4, dtype=torch.float64)
-    assert total_correlation(eye[y], y, log_det).item() == pytest.approx(0, abs=1e-12)
-    x, _ = batch(12)
-    assert total_correlation(x, y, log_det).item() > 0.1
-    assert total_information(eye[:0], y[:0]).item() == 0
-
-
-@pytest.mark.parametrize("of", [facility_location, graph_cut, log_det])
-def test_sets_have_gradients(of):
-    x, y = batch(10, 3)
-    assert torch.autograd.gradcheck(lambda z: total_correlation(z, y, of), x.clone().requires_grad_(), atol=1e-5)
-
-
-def test_set_functions_gain_less_from_more():
-    """Submodular: a row adds no more to a larger set, on similarities that are not negative."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.rand(9, 5, generator=g, dtype=torch.float64)
-    u = x / x.norm(dim=1, keepdim=True)
-    s = u @ u.T
-
-    def gain(of, members, new):
-        return of(s, torch.tensor([*members, new])) - of(s, torch.tensor(members))
-
-    for of in (facility_location, graph_cut, log_det):
-        assert gain(of, [0, 1], 8) >= gain(of, [0, 1, 2, 3], 8) - 1e-12
