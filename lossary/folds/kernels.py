@@ -15,15 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PASS = {"high": 32, "wide": 128, "num_warps": 8}  # a piece: 16 numbers a thread, so that all threads fit on a GPU
+# A piece of a tile in memory: 16 numbers a thread, so that all threads fit on a GPU. One that is multiplied.
+PASS = {"high": 32, "wide": 128, "deep": 0, "num_warps": 8}
 PRODUCT = {"high": 128, "wide": 128, "deep": 64, "num_warps": 8, "num_stages": 3}
 
 
 @triton.jit
-def _finish(
-    x,
-    i,
-    j,
+def piece(
+    a,  # [n, d], or the tile
+    b,  # [m, d]
+    a_stride,
+    b_stride,
+    d,
     scale,
     shift,
     rows,
@@ -41,9 +44,23 @@ def _finish(
     by_left: tl.constexpr,
     by_right: tl.constexpr,
     sloped: tl.constexpr,
+    high: tl.constexpr,
+    wide: tl.constexpr,
+    deep: tl.constexpr,  # dimensions multiplied at a time; 0: nothing is
 ):
-    """Sums and slopes of a piece x [high, wide] whose rows are i and columns j."""
+    """Sums and slopes of a piece [high, wide]. What is not given by its flag is not read."""
+    i = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
+    j = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
     inside = (i[:, None] < n) & (j[None, :] < m)
+    if deep == 0:
+        x = tl.load(a + i[:, None] * a_stride + j[None, :], mask=inside, other=0.0)
+    else:
+        x = tl.zeros((high, wide), tl.float32)
+        for start in range(0, d, deep):
+            k = start + tl.arange(0, deep)
+            some = tl.load(a + i[:, None] * a_stride + k[None, :], mask=(i[:, None] < n) & (k[None, :] < d), other=0.0)
+            other = tl.load(b + j[None, :] * b_stride + k[:, None], mask=(j[None, :] < m) & (k[:, None] < d), other=0.0)
+            x = tl.dot(some, other, x)
     if scaled:
         x = x * tl.load(scale)
     x = tl.where(inside, x + tl.load(shift), float("-inf"))
@@ -68,100 +85,21 @@ def _finish(
         tl.store(slopes + i[:, None] * stride + j[None, :], slope.to(slopes.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def pass_over(
-    z,
-    z_stride,
-    scale,
-    shift,
-    rows,
-    cols,
-    left,
-    right,
-    slopes,
-    n,
-    m,
-    stride,
-    soft: tl.constexpr,
-    scaled: tl.constexpr,
-    by_rows: tl.constexpr,
-    by_cols: tl.constexpr,
-    by_left: tl.constexpr,
-    by_right: tl.constexpr,
-    sloped: tl.constexpr,
-    high: tl.constexpr,
-    wide: tl.constexpr,
-):
-    """A piece of a tile that is in memory."""
-    i = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
-    j = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
-    x = tl.load(z + i[:, None] * z_stride + j[None, :], mask=(i[:, None] < n) & (j[None, :] < m), other=0.0)
-    _finish(
-        x, i, j, scale, shift, rows, cols, left, right, slopes, n, m, stride,
-        soft, scaled, by_rows, by_cols, by_left, by_right, sloped,
-    )  # fmt: skip
-
-
-@triton.jit
-def multiply(
-    a,
-    b,
-    d,
-    a_stride,
-    b_stride,
-    scale,
-    shift,
-    rows,
-    cols,
-    left,
-    right,
-    slopes,
-    n,
-    m,
-    stride,
-    soft: tl.constexpr,
-    scaled: tl.constexpr,
-    by_rows: tl.constexpr,
-    by_cols: tl.constexpr,
-    by_left: tl.constexpr,
-    by_right: tl.constexpr,
-    sloped: tl.constexpr,
-    high: tl.constexpr,
-    wide: tl.constexpr,
-    deep: tl.constexpr,
-):
-    """A piece of a tile, from its embeddings a [n, d] and b [m, d]."""
-    i = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)
-    j = tl.program_id(1).to(tl.int64) * wide + tl.arange(0, wide)
-    x = tl.zeros((high, wide), tl.float32)
-    for start in range(0, d, deep):
-        k = start + tl.arange(0, deep)
-        one = tl.load(a + i[:, None] * a_stride + k[None, :], mask=(i[:, None] < n) & (k[None, :] < d), other=0.0)
-        two = tl.load(b + j[None, :] * b_stride + k[:, None], mask=(j[None, :] < m) & (k[:, None] < d), other=0.0)
-        x = tl.dot(one, two, x)
-    _finish(
-        x, i, j, scale, shift, rows, cols, left, right, slopes, n, m, stride,
-        soft, scaled, by_rows, by_cols, by_left, by_right, sloped,
-    )  # fmt: skip
-
-
 def fold(z: Tensor, *more: Any) -> None:
     """One pass over a tile z [n, m]: see `lossary.folds.tiles.fold`, whose other arguments follow."""
-    _launch(pass_over, (z, z.stride(0)), PASS, z.shape, z, *more)
+    _launch((z, z, z.stride(0), 0, 0), PASS, z.shape, *more)
 
 
 def multiplied(a: Tensor, b: Tensor, *more: Any) -> None:
     """The same on the tile a b^T, [n, m], which is not made."""
     a, b = a.contiguous(), b.contiguous()
-    _launch(multiply, (a, b, a.shape[1], a.stride(0), b.stride(0)), PRODUCT, (len(a), len(b)), a, *more)
+    _launch((a, b, a.stride(0), b.stride(0), a.shape[1]), PRODUCT, (len(a), len(b)), *more)
 
 
 def _launch(
-    kernel: Any,
-    given: tuple[Any, ...],
-    piece: dict[str, int],
+    ends: tuple[Any, ...],
+    size: dict[str, int],
     shape: tuple[int, ...],
-    near: Tensor,
     shift: Tensor,
     soft: bool,
     scale: Tensor | None,
@@ -172,11 +110,10 @@ def _launch(
     slopes: Tensor | None,
 ) -> None:
     n, m = shape
-    grid = (triton.cdiv(n, piece["high"]), triton.cdiv(m, piece["wide"]))
+    grid = (triton.cdiv(n, size["high"]), triton.cdiv(m, size["wide"]))
     by_rows = None if rows is None else shift.new_empty(grid[1], n)
     by_cols = None if cols is None else shift.new_empty(grid[0], m)
     left, right = (x if x is None else x.contiguous() for x in (left, right))
-    pointers = (scale, shift, by_rows, by_cols, left, right, slopes)
     flags = {
         "scaled": scale is not None,
         "by_rows": rows is not None,
@@ -185,18 +122,9 @@ def _launch(
         "by_right": right is not None,
         "sloped": slopes is not None,
     }
-    with torch.cuda.device_of(near):
-        # What is not given is not read: any pointer does.
-        kernel[grid](
-            *given,
-            *(near if x is None else x for x in pointers),
-            n,
-            m,
-            m if slopes is None else slopes.stride(0),
-            soft=soft,
-            **flags,
-            **piece,
-        )
+    pointers = (shift if x is None else x for x in (scale, shift, by_rows, by_cols, left, right, slopes))
+    with torch.cuda.device_of(shift):
+        piece[grid](*ends, *pointers, n, m, m if slopes is None else slopes.stride(0), soft=soft, **flags, **size)
     if rows is not None:
         rows += by_rows.sum(0)  # type: ignore[union-attr]
     if cols is not None:

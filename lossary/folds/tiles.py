@@ -30,7 +30,7 @@ class Sizes:
 
     A block has `ROWS` rows, more where they take less than the first number of bytes, fewer where more than the second:
     a product with fewer rows than that is slow, as it packs all columns anew for each block. `cuda`: bytes of a block
-    there, which is one lane. `fused`: whether a kernel passes over tiles; None: on CUDA where Triton is installed.
+    there, a quarter of which is a lane. `fused`: whether a kernel passes over tiles; None: on CUDA where Triton is installed.
     """
 
     small: int = 2**16
@@ -48,7 +48,7 @@ class Sizes:
         width = max(1, columns * wide(of).itemsize)
         least, most = (max(1, size // (width * matrices)) for size in self.bounds(of))
         block = min(max(ROWS, least), most)
-        return block, block if of.is_cuda else max(1, self.lane // width)
+        return block, max(1, (self.cuda // 4 if of.is_cuda else self.lane) // width)
 
     def tile(self, of: Tensor) -> tuple[int, int]:
         """Rows and columns of a tile where neither needs to be whole: the embeddings of both fit in the cache."""

@@ -129,16 +129,15 @@ from triton.compiler import ASTSource, compile
 from lossary.folds import kernels
 
 flags = ["soft", "scaled", "by_rows", "by_cols", "by_left", "by_right", "sloped"]
-numbers = ("n", "m", "d", "stride", "z_stride", "a_stride", "b_stride")
 cases = ((True, [0, 1, 1, 0, 0, 0], "fp32"), (True, [1, 0, 0, 1, 1, 1], "bf16"), (False, [1, 1, 0, 1, 0, 1], "bf16"))
 for soft, given, out in cases:
-    for kernel, piece in ((kernels.pass_over, kernels.PASS), (kernels.multiply, kernels.PRODUCT)):
-        options = {k: v for k, v in piece.items() if k.startswith("num")}
-        constants = dict(zip(flags, [soft, *map(bool, given)])) | {k: v for k, v in piece.items() if k not in options}
-        kind = {"slopes": "*" + out, "a": "*bf16", "b": "*bf16"} | dict.fromkeys(numbers, "i32")
-        kind |= dict.fromkeys(constants, "constexpr")
-        names = kernel.arg_names
-        source = ASTSource(fn=kernel, signature={k: kind.get(k, "*fp32") for k in names}, constexprs=constants)
+    for size, kind in ((kernels.PASS, "*fp32"), (kernels.PRODUCT, "*bf16")):
+        options = {k: v for k, v in size.items() if k.startswith("num")}
+        constants = dict(zip(flags, [soft, *map(bool, given)])) | {k: v for k, v in size.items() if k not in options}
+        kinds = {"slopes": "*" + out, "a": kind, "b": kind} | dict.fromkeys(constants, "constexpr")
+        kinds |= dict.fromkeys(("n", "m", "d", "stride", "a_stride", "b_stride"), "i32")
+        signature = {k: kinds.get(k, "*fp32") for k in kernels.piece.arg_names}
+        source = ASTSource(fn=kernels.piece, signature=signature, constexprs=constants)
         for capability in (80, 90):
             made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
             print(capability, len(made.asm["cubin"]))
