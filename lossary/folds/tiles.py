@@ -30,7 +30,8 @@ class Sizes:
 
     A block has `ROWS` rows, more where they take less than the first number of bytes, fewer where more than the second:
     a product with fewer rows than that is slow, as it packs all columns anew for each block. `cuda`: bytes of a block
-    there, a quarter of which is a lane. `fused`: whether a kernel passes over tiles; None: on CUDA where Triton is installed.
+    there, a quarter of which is a lane. `fused`: whether a kernel passes over tiles; None: on CUDA where Triton is
+    installed.
     """
 
     small: int = 2**16
