@@ -192,8 +192,10 @@ def fold(
 
 
 def fused(z: Tensor) -> Any:
-    """The kernels, where they are to be used."""
-    wanted = z.is_cuda if SIZES.fused is None else SIZES.fused
+    """The kernels, where they are to be used: Triton needs compute capability 7."""
+    wanted = SIZES.fused
+    if wanted is None:
+        wanted = z.is_cuda and torch.cuda.get_device_capability(z.device) >= (7, 0)
     return _kernels() if wanted else None
 
 
