@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lossary.step.adawac import AdaWAC
-from lossary.step.ascent import Ascent, asam, awp, friendly_sam, gsam, rwp, sam
+from lossary.step.ascent import Ascent, asam, awp, friendly_sam, gsam, random_perturbation, sam
 from lossary.step.cached import cached
 from lossary.step.engine import Step
 from lossary.step.gsr import GSR, gsr
@@ -31,7 +31,7 @@ __all__ = [
     "gsam",
     "gsr",
     "optim",
-    "rwp",
+    "random_perturbation",
     "sam",
     "schedules",
     "smoothed_risk",

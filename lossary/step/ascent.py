@@ -2,7 +2,7 @@
 
 Foret et al., ICLR 2021, arXiv 2010.01412 (SAM); Kwon et al., ICML 2021, arXiv 2102.11600 (ASAM); Zhuang et al., ICLR
 2022, arXiv 2203.08065 (GSAM); Li et al., CVPR 2024, arXiv 2403.12350 (Friendly-SAM); Wu et al., NeurIPS 2020, arXiv
-2004.05884 (AWP); Li et al., arXiv 2211.11489 (RWP).
+2004.05884 (AWP); Li et al., arXiv 2211.11489 (random weight perturbation).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def awp(rho: float = 0.01) -> Ascent:
     return Ascent("awp", rules.layerwise, {"rho": _at_least_0("rho", rho)})
 
 
-@listed("rwp", "ascent")
-def rwp(rho: float = 0.01, alpha: float = 0.5, seed: int = 0) -> Ascent:
+@listed("random_perturbation", "ascent")
+def random_perturbation(rho: float = 0.01, alpha: float = 0.5, seed: int = 0) -> Ascent:
     """Random weight perturbation: alpha of the gradient under filter-wise noise, the rest the plain one.
 
     See `rules.random` for the noise. alpha: within [0, 1]; 1 is the noisy gradient alone. The paper takes the two
@@ -103,7 +103,7 @@ def rwp(rho: float = 0.01, alpha: float = 0.5, seed: int = 0) -> Ascent:
     def combine(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
         return list(torch._foreach_lerp(list(first), list(second), alpha))
 
-    return Ascent("rwp", rules.random, {"rho": _at_least_0("rho", rho)}, seed=seed, combine=combine)
+    return Ascent("random_perturbation", rules.random, {"rho": _at_least_0("rho", rho)}, seed=seed, combine=combine)
 
 
 def _at_least_0(name: str, value: float) -> float:
@@ -112,4 +112,4 @@ def _at_least_0(name: str, value: float) -> float:
     return float(value)
 
 
-__all__ = ["Ascent", "asam", "awp", "friendly_sam", "gsam", "rwp", "sam"]
+__all__ = ["Ascent", "asam", "awp", "friendly_sam", "gsam", "random_perturbation", "sam"]

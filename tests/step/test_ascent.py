@@ -11,7 +11,7 @@ from torch import nn
 
 import lossary
 from lossary.errors import DomainError, MissingInput, ShapeError
-from lossary.step import Step, asam, awp, friendly_sam, gsam, rules, rwp, sam
+from lossary.step import Step, asam, awp, friendly_sam, gsam, random_perturbation, rules, sam
 from lossary.step.engine import Memory
 
 
@@ -49,7 +49,7 @@ def twin(name, batch_list):
         elif name == "asam":
             t = torch.diag(w.abs() + 0.01)
             e = 0.5 * t @ t @ g / (t @ g).norm()
-        elif name in ("awp", "rwp"):
+        elif name in ("awp", "random_perturbation"):
             drawn, e = torch.Generator().manual_seed((5 * 1_000_003 + at) * 1_009), []
             sizes = [s.numel() for s in shapes]
             for shape, layer, slope in zip(shapes, w.split(sizes), g.split(sizes), strict=True):
@@ -67,7 +67,7 @@ def twin(name, batch_list):
         if name == "gsam":
             unit = p / p.norm()
             p = p - 0.3 * (g - (g @ unit) * unit)
-        if name == "rwp":
+        if name == "random_perturbation":
             p = 0.7 * p + 0.3 * g
         p = p + 1e-3 * w
         velocity = p if velocity is None else 0.9 * velocity + p
@@ -142,7 +142,7 @@ def test_random_displacements_have_the_spread_of_their_filters():
 def test_each_step_draws_another_displacement_and_alpha_0_is_the_plain_step():
     (batch,), moves = batches(1), []
     plain, model = mlp(), mlp()
-    optimizer, step = sgd(plain), Step(model, sgd(model), rwp(0.5, alpha=0.0))
+    optimizer, step = sgd(plain), Step(model, sgd(model), random_perturbation(0.5, alpha=0.0))
 
     def closure():
         moves.append(model[0].weight.detach().clone())
@@ -165,7 +165,7 @@ def test_a_radius_of_0_is_the_plain_step_to_the_bit(name):
         "gsam": gsam(0),
         "friendly": friendly_sam(0),
         "awp": awp(0),
-        "rwp": rwp(0),
+        "random_perturbation": random_perturbation(0),
     }[name]
     plain, model = mlp(norm=True, dropout=0.3), mlp(norm=True, dropout=0.3)
     optimizer, step = sgd(plain), Step(model, sgd(model), ascent, clip=0.5)
@@ -393,7 +393,7 @@ def test_wrong_arguments_are_one_clear_error():
         lambda: asam(eta=-1),
         lambda: friendly_sam(decay=1.0),
         lambda: gsam(alpha=-1),
-        lambda: rwp(alpha=2),
+        lambda: random_perturbation(alpha=2),
     ):
         with pytest.raises(DomainError):
             make()

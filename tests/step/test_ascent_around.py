@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lossary.errors import DomainError, ShapeError
-from lossary.step import Ascent, Step, friendly_sam, gsam, rwp, sam
+from lossary.step import Ascent, Step, friendly_sam, gsam, random_perturbation, sam
 
 
 # --- gradient scaling -------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_a_rule_sees_unscaled_gradients():
 
 
 @pytest.mark.parametrize("bad", [1, 2], ids=["first pass", "second pass"])
-@pytest.mark.parametrize("name", ["friendly", "gsam", "rwp"])
+@pytest.mark.parametrize("name", ["friendly", "gsam", "random_perturbation"])
 def test_overflow_in_either_pass_skips_the_step_and_lowers_the_scale_once(name, bad):
     model = mlp()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -110,8 +110,8 @@ WAYS = {
     "shared": {"ascent": sam(0.3), "shared": True},
     "gsam": {"ascent": gsam(0.3, alpha=0.4)},
     "gsam, shared": {"ascent": gsam(0.3, alpha=0.4), "shared": True},
-    "rwp, shared": {"ascent": rwp(0.3, seed=2), "shared": True},
-    "rwp": {"ascent": rwp(0.3, seed=2)},
+    "random_perturbation, shared": {"ascent": random_perturbation(0.3, seed=2), "shared": True},
+    "random_perturbation": {"ascent": random_perturbation(0.3, seed=2)},
     "apart": {"ascent": sam(0.3), "apart": True, "accumulate": 2},
     "overflow": {"ascent": sam(0.3)},
 }
@@ -170,7 +170,9 @@ def test_two_processes(tmp_path):
             Step(lone, sgd(lone, momentum=0.0, weight_decay=0.0, lr=1.0), options["ascent"])(loss_of(lone, part))
             moves.append(weights(lone))
         want = [torch.stack(m).mean(0) for m in zip(*moves, strict=True)]
-        if way == "rwp":  # the second process has drawn noise of its own, a lone one draws the first one's
+        if (
+            way == "random_perturbation"
+        ):  # the second process has drawn noise of its own, a lone one draws the first one's
             assert not all(torch.allclose(x, y, rtol=1e-3) for x, y in zip(got, want, strict=True))
             continue
         close(got, want, rtol=0, atol=1e-11)
