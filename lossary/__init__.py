@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from lossary.formulas.residual import *  # noqa: F403
     from lossary.methods import REGISTRY, find, method
     from lossary.objective import Objective
-    from lossary.step.ascent import asam, awp, friendly_sam, gsam, random_perturbation, sam
+    from lossary.step.ascent import asam, awp, friendly_sam, gsam, random_perturbation, rwp, sam
     from lossary.workbench.compare import compare
 
 __version__ = "0.1.0"
@@ -72,6 +72,7 @@ _HOMES = {
     "gsam": "step.ascent",
     "awp": "step.ascent",
     "random_perturbation": "step.ascent",
+    "rwp": "step.ascent",
     "friendly_sam": "step.ascent",
     "terms": "balance.named",
 }

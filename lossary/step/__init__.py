@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lossary.step.adawac import AdaWAC
-from lossary.step.ascent import Ascent, asam, awp, friendly_sam, gsam, random_perturbation, sam
+from lossary.step.ascent import Ascent, asam, awp, friendly_sam, gsam, random_perturbation, rwp, sam
 from lossary.step.cached import cached
 from lossary.step.engine import Step
 from lossary.step.gsr import GSR, gsr
@@ -32,6 +32,7 @@ __all__ = [
     "gsr",
     "optim",
     "random_perturbation",
+    "rwp",
     "sam",
     "schedules",
     "smoothed_risk",

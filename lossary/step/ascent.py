@@ -2,7 +2,7 @@
 
 Foret et al., ICLR 2021, arXiv 2010.01412 (SAM); Kwon et al., ICML 2021, arXiv 2102.11600 (ASAM); Zhuang et al., ICLR
 2022, arXiv 2203.08065 (GSAM); Li et al., CVPR 2024, arXiv 2403.12350 (Friendly-SAM); Wu et al., NeurIPS 2020, arXiv
-2004.05884 (AWP); Li et al., arXiv 2211.11489 (random weight perturbation).
+2004.05884 (AWP); Yu et al., IJCAI 2022, arXiv 2205.14826 (RWP); Li et al., arXiv 2211.11489 (random perturbation).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Ascent:
 
     rule: (params, grads, *, rho, ...) -> displacements; pure. hyper: its arguments, rho among them. decay: of a running
     mean of the first gradients, which the rule then gets as `means`. seed: of a `generator` that the rule then gets,
-    another one for each displacement and process. combine: (first, second) -> the gradients that the optimizer gets;
+    another one for each displacement and process. steps: gradients uphill, each taken where the ones
+    before led; the rule gets their sum. combine: (first, second) -> the gradients that the optimizer gets;
     homogeneous, so that it may be given both under a gradient scale.
     """
 
@@ -33,12 +34,13 @@ class Ascent:
     hyper: dict[str, float] = field(default_factory=dict)
     decay: float | None = None
     seed: int | None = None
+    steps: int = 1
     combine: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]] | None = None
 
     @property
     def plain(self) -> bool:
         """Whether the rule alone says all: nothing is remembered, drawn or combined."""
-        return self.decay is None and self.seed is None and self.combine is None
+        return self.decay is None and self.seed is None and self.combine is None and self.steps == 1
 
 
 @listed("sam", "ascent")
@@ -90,6 +92,18 @@ def awp(rho: float = 0.01) -> Ascent:
     return Ascent("awp", rules.layerwise, {"rho": _at_least_0("rho", rho)})
 
 
+@listed("rwp", "ascent")
+def rwp(rho: float = 0.01, steps: int = 10) -> Ascent:
+    """Robust weight perturbation: rho |w| s / |s|, s the sum of some steps' gradients. See `rules.together`.
+
+    To be used with a loss of its own that leaves out what is hard already, `step(closure, uphill=easy)`; where all is
+    hard its gradient is 0, and nothing moves.
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise DomainError("steps is out of range", needed="a whole number above 0", found=repr(steps))
+    return Ascent("rwp", rules.together, {"rho": _at_least_0("rho", rho)}, steps=steps)
+
+
 @listed("random_perturbation", "ascent")
 def random_perturbation(rho: float = 0.01, alpha: float = 0.5, seed: int = 0) -> Ascent:
     """Random weight perturbation: alpha of the gradient under filter-wise noise, the rest the plain one.
@@ -112,4 +126,4 @@ def _at_least_0(name: str, value: float) -> float:
     return float(value)
 
 
-__all__ = ["Ascent", "asam", "awp", "friendly_sam", "gsam", "random_perturbation", "sam"]
+__all__ = ["Ascent", "asam", "awp", "friendly_sam", "gsam", "random_perturbation", "rwp", "sam"]

@@ -123,14 +123,26 @@ class Step:
         return self.passes.seen
 
     # --- the step -------------------------------------------------------------------------------------------------
-    def __call__(self, closure: Closure | Sequence[Closure], *, held: Mapping[str, Tensor] | None = None) -> Any:
+    def __call__(
+        self,
+        closure: Closure | Sequence[Closure],
+        *,
+        uphill: Closure | Sequence[Closure] | None = None,
+        held: Mapping[str, Tensor] | None = None,
+    ) -> Any:
         """One step. Returns the first pass's loss, or losses by name, where the model is and without a graph.
 
-        held: the terms' losses on held-out data, by name, for balancers that watch these (CoBa).
+        uphill: the loss whose gradient displaces, in the place of the closure's (robust weight perturbation: that of
+        the examples that are still easy). The closure then runs at the displaced point only: what sees a batch once
+        sees it there, and its loss there is returned. held: the terms' losses on held-out data, by name, for balancers
+        that watch these (CoBa).
         """
         closures = [closure] if callable(closure) else list(closure)
         if not closures:
             raise MissingInput("a step needs a closure", try_="step(lambda: objective(model(x), y))")
+        ways = None if uphill is None else [uphill] if callable(uphill) else list(uphill)
+        if ways is not None:
+            self._check_uphill(len(ways), len(closures))
         before = [(m, dict(m._buffers)) for m in self.balance.modules()] if self.balance is not None else []
         memory, self.passes.held = Memory(dict(self.memory.means), self.memory.draws), held
         if self.ascent is None:
@@ -138,7 +150,7 @@ class Step:
         elif self.by_term:
             losses, total = self._by_term(closures)
         else:
-            losses, total = self._displaced_gradient(closures, memory)
+            losses, total = self._displaced_gradient(closures, ways, memory)
         self.passes.clear()
         for p, g in total.items():
             p.grad = g
@@ -150,42 +162,82 @@ class Step:
                 module._buffers.update(buffers)
         return losses[ONLY] if losses.keys() == {ONLY} else losses
 
-    def _displaced_gradient(self, closures: list[Closure], memory: Memory) -> tuple[dict[str, Tensor], Gradients]:
+    def _check_uphill(self, ways: int, closures: int) -> None:
+        if self.ascent is None or self.by_term or self.ascent.combine is not None:
+            raise DomainError(
+                "uphill has a displacement of its own",
+                needed="an ascent that does not combine with the plain gradient, and by_term=False",
+                found=f"ascent={getattr(self.ascent, 'name', None)!r}, by_term={self.by_term}",
+            )
+        if not ways or (self.apart and ways != closures):
+            raise ShapeError("uphill does not fit", needed=f"{closures if self.apart else 'some'}", found=f"{ways}")
+
+    def _displaced_gradient(
+        self, closures: list[Closure], uphill: list[Closure] | None, memory: Memory
+    ) -> tuple[dict[str, Tensor], Gradients]:
         """The gradients at the displaced point, or the first ones if these are not finite: no step will be taken."""
         assert self.ascent is not None
         parts = [[c] for c in closures] if self.apart else [closures]
+        ways = parts if uphill is None else [[c] for c in uphill] if self.apart else [uphill]
         # What is not linear in each process's gradients alone is put together before DDP's mean, so by hand.
         by_hand = self.passes.ddp and (self.ascent.combine is not None or len(parts) > 1) and not self.shared
         losses, total = dict[str, Tensor](), Gradients()
-        for at, part in enumerate(parts):
+        for at, (part, way) in enumerate(zip(parts, ways, strict=True)):
             noise = self._random() if self.same_noise else []
-            with self.passes.quiet_balance() if at else ExitStack():
-                found = self.passes(part, quiet=not self.shared)
+            once = self.passes.quiet_balance() if at else ExitStack()  # a step's memory moves once
+            with once if uphill is None else self._elsewhere([], [], []):
+                found = self.passes(way, quiet=not self.shared)
+            first, seen = self.passes.taken(), self.passes.seen
+            moved, displacement = self._way_off(way, first, memory, noise)
+            if displacement is None:
+                lifted = {p: torch.full_like(g, torch.inf) for p, g in first.items()}
+            elif uphill is None:
+                with self._elsewhere(moved, displacement, noise):
+                    self.passes(part, quiet=by_hand)
+                lifted = self._combined(first, self.passes.taken())
+                self.passes.seen = seen
+            else:
+                with once, _displaced(moved, displacement):
+                    _restore(noise)
+                    found = self.passes(part, quiet=by_hand)
+                lifted = self.passes.taken()
             losses = {n: losses[n] + x if n in losses else x for n, x in found.items()}
-            first = self.passes.taken()
-            if self.scaler is not None and not self.passes.all_finite(first):
-                return losses, {p: torch.full_like(g, torch.inf) for p, g in first.items()}
-            seen = self.passes.seen
-            total = added(total, self._second(part, first, memory, noise, quiet=by_hand))
-            self.passes.seen = seen
+            if displacement is None:
+                return losses, lifted
+            total = added(total, lifted)
         return losses, self.passes.average(total) if by_hand else total
 
-    def _second(
-        self, closures: list[Closure], first: Gradients, memory: Memory, noise: Noise, quiet: bool
-    ) -> Gradients:
-        """The gradients, still scaled, at the displaced point; combined with the first where the rule asks for it."""
+    def _way_off(
+        self, closures: list[Closure], first: Gradients, memory: Memory, noise: Noise
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """What is moved, and how far, by the rule; None if a gradient is not finite: no step will be taken.
+
+        Later gradients of a rule of several steps are taken where the earlier ones led, and added to the first.
+        """
         assert self.ascent is not None
         ours = self._rho()
         moved = [p for p in first if p in ours]
-        with torch.no_grad():
-            displacement = self._displacement(moved, [first[p] for p in moved], memory) if moved else []
+        summed: Gradients = first
+        displacement: list[Tensor] = []
+        for at in range(self.ascent.steps):
+            if at:
+                with self._elsewhere(moved, displacement, noise):
+                    self.passes(closures, quiet=not self.shared)
+                summed = added(summed, self.passes.taken())
+            if self.scaler is not None and not self.passes.all_finite(summed):
+                return moved, None
+            with torch.no_grad():
+                displacement = self._displacement(moved, [summed[p] for p in moved], memory) if moved else []
         if self.ascent.combine is None:
-            first.clear()  # their memory is needed for the second
-        with self._elsewhere(moved, displacement, noise):
-            self.passes(closures, quiet=quiet)
-        second = self.passes.taken()
+            summed.clear()
+            first.clear()  # their memory is needed for the pass to come
+        return moved, displacement
+
+    def _combined(self, first: Gradients, second: Gradients) -> Gradients:
+        """The gradients at the displaced point, still scaled; combined with the first where the rule asks for it."""
+        assert self.ascent is not None
         if self.ascent.combine is not None:
-            both = [p for p in second if p in ours and p in first]
+            both = [p for p in second if p in self._rho() and p in first]
             if both:
                 with torch.no_grad():
                     mixed = self.ascent.combine([first[p] for p in both], [second[p] for p in both])

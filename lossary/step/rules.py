@@ -54,6 +54,13 @@ def layerwise(params: Tensors, grads: Tensors, *, rho: Radius) -> list[Tensor]:
     return _times(parts, rho)
 
 
+def together(params: Tensors, grads: Tensors, *, rho: Radius) -> list[Tensor]:
+    """rho |w| g / |g|, norms over all tensors of two axes and more; none for the others (Yu et al., IJCAI 2022)."""
+    large = [g if g.ndim > 1 else torch.zeros_like(g) for g in grads]
+    size = _length([p if p.ndim > 1 else torch.zeros_like(p) for p in params])
+    return [g * size.to(g) for g in _scaled(large, rho, _length(large))]
+
+
 def random(params: Tensors, grads: Tensors, *, rho: Radius, generator: torch.Generator) -> list[Tensor]:
     """Gaussian noise whose standard deviation is rho times the norm of the filter (Li et al., arXiv 2211.11489).
 
