@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossary.step import asam, awp, friendly_sam, gsam, random_perturbation, sam
+from lossary.step import asam, awp, friendly_sam, gsam, random_perturbation, rwp, sam
 
 RULES = {
     "sam": lambda: sam(0.1),
@@ -12,6 +12,7 @@ RULES = {
     "gsam": lambda: gsam(0.1, alpha=0.3),
     "friendly": lambda: friendly_sam(0.1, sigma=0.8, decay=0.7),
     "awp": lambda: awp(0.1),
+    "rwp": lambda: rwp(0.1, steps=3),
     "random_perturbation": lambda: random_perturbation(0.1, alpha=0.7, seed=5),
 }
 

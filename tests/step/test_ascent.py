@@ -11,7 +11,7 @@ from torch import nn
 
 import lossary
 from lossary.errors import DomainError, MissingInput, ShapeError
-from lossary.step import Step, asam, awp, friendly_sam, gsam, random_perturbation, rules, sam
+from lossary.step import Step, asam, awp, friendly_sam, gsam, random_perturbation, rules, rwp, sam
 from lossary.step.engine import Memory
 
 
@@ -60,6 +60,13 @@ def twin(name, batch_list):
                 noise = torch.randn(shape, generator=drawn, dtype=w.dtype).view(filters.shape)
                 e += [0.1 * f.norm() * n for f, n in zip(filters, noise, strict=True)]
             e = torch.cat(e)
+        elif name == "rwp":
+            large = torch.cat([torch.full((s.numel(),), float(len(s) > 1), dtype=w.dtype) for s in shapes])
+            total, e = large * g, torch.zeros_like(w)
+            for _ in range(2):
+                e = 0.1 * (large * w).norm() * total / total.norm()
+                total = total + large * grad(w + e, batch)
+            e = 0.1 * (large * w).norm() * total / total.norm()
         else:
             mean = 0.7 * mean + 0.3 * g
             e = 0.1 * (g - 0.8 * mean) / (g - 0.8 * mean).norm()
@@ -95,6 +102,7 @@ def test_a_rule_is_pure():
         rules.asam(params, grads, rho=0.1, eta=0.01),
         rules.friendly(params, grads, rho=0.1, sigma=1.0, means=means),
         rules.layerwise(params, grads, rho=0.1),
+        rules.together(params, grads, rho=0.1),
         rules.random(params, grads, rho=0.1, generator=torch.Generator()),
         rules.without_orthogonal(params, grads, alpha=0.5),
     ):
@@ -165,6 +173,7 @@ def test_a_radius_of_0_is_the_plain_step_to_the_bit(name):
         "gsam": gsam(0),
         "friendly": friendly_sam(0),
         "awp": awp(0),
+        "rwp": rwp(0),
         "random_perturbation": random_perturbation(0),
     }[name]
     plain, model = mlp(norm=True, dropout=0.3), mlp(norm=True, dropout=0.3)
@@ -189,6 +198,72 @@ def test_without_the_same_noise_the_second_pass_draws_anew():
         Step(model, sgd(model), sam(0), same_noise=same_noise)(loss_of(model, batches()[0]))
         found.append(weights(model))
     assert not same(*found)
+
+
+# --- a loss of its own for the displacement ---------------------------------------------------------------------------
+def easy(model, batch, threshold, seen=None):
+    def closure():
+        if seen is not None:
+            seen.append(weights(model))
+        items = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return (items * (items < threshold)).mean()
+
+    return closure
+
+
+def test_uphill_displaces_and_the_closure_is_taken_there():
+    (batch,), model, lone = batches(1), mlp(norm=True), mlp(norm=True)
+    seen, at = [], []
+
+    def closure():
+        at.append(weights(model))
+        return loss_of(model, batch)()
+
+    loss = Step(model, sgd(model), rwp(0.2, steps=3))(closure, uphill=easy(model, batch, 1.1, seen))
+    assert len(seen) == 3
+    assert len(at) == 1
+    large = [k for k, w in enumerate(at[0]) if w.ndim > 1]
+    moves = [torch.cat([(b[k] - a[k]).flatten() for k in large]) for a, b in ((seen[0], at[0]), (seen[0], seen[1]))]
+    size = torch.cat([seen[0][k].flatten() for k in large]).norm()
+    for move in moves:
+        torch.testing.assert_close(move.norm(), 0.2 * size)
+    assert all(torch.equal(a, b) for k, (a, b) in enumerate(zip(seen[0], at[0], strict=True)) if k not in large)
+    for p, w in zip(lone.parameters(), at[0], strict=True):
+        p.data.copy_(w)
+    torch.testing.assert_close(loss, loss_of(lone, batch)().detach())  # the loss where the closure ran
+    assert same(model.buffers(), lone.buffers())  # and its statistics, once
+    assert model[1].num_batches_tracked == 1
+
+
+def test_where_all_is_hard_nothing_moves():
+    (batch,), model, plain = batches(1), mlp(), mlp()
+    optimizer = sgd(plain)
+    loss_of(plain, batch)().backward()
+    optimizer.step()
+    Step(model, sgd(model), rwp(0.5))(loss_of(model, batch), uphill=easy(model, batch, 0.0))
+    assert same(weights(model), weights(plain))
+
+
+def test_uphill_over_micro_batches_is_that_of_the_whole_batch():
+    (whole,), found = batches(1), []
+    pieces = list(zip(whole[0].chunk(2), whole[1].chunk(2), strict=True))
+    for parts in ([whole], pieces):
+        model = mlp()
+        step = Step(model, sgd(model), rwp(0.2, steps=2), accumulate=len(parts))
+        step([loss_of(model, p) for p in parts], uphill=[easy(model, p, 1.1) for p in parts])
+        found.append(weights(model))
+    close(*found, rtol=0, atol=1e-11)
+
+
+def test_uphill_that_does_not_fit_is_refused():
+    (batch,), model = batches(1), mlp()
+    for ascent in (None, gsam(0.1), random_perturbation()):
+        with pytest.raises(DomainError, match="uphill"):
+            Step(model, sgd(model), ascent)(loss_of(model, batch), uphill=loss_of(model, batch))
+    with pytest.raises(ShapeError, match="uphill"):
+        Step(model, sgd(model), rwp(), apart=True)([loss_of(model, batch)] * 2, uphill=loss_of(model, batch))
+    with pytest.raises(DomainError):
+        rwp(steps=0)
 
 
 # --- parameters and groups --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lossary.errors import DomainError, ShapeError
-from lossary.step import Ascent, Step, friendly_sam, gsam, random_perturbation, sam
+from lossary.step import Ascent, Step, friendly_sam, gsam, random_perturbation, rwp, sam
 
 
 # --- gradient scaling -------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_a_rule_sees_unscaled_gradients():
 
 
 @pytest.mark.parametrize("bad", [1, 2], ids=["first pass", "second pass"])
-@pytest.mark.parametrize("name", ["friendly", "gsam", "random_perturbation"])
+@pytest.mark.parametrize("name", ["friendly", "gsam", "random_perturbation", "awp"])
 def test_overflow_in_either_pass_skips_the_step_and_lowers_the_scale_once(name, bad):
     model = mlp()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -108,6 +108,7 @@ def test_a_state_that_does_not_fit_is_refused():
 WAYS = {
     "own": {"ascent": sam(0.3)},
     "shared": {"ascent": sam(0.3), "shared": True},
+    "rwp": {"ascent": rwp(0.3, steps=2)},
     "gsam": {"ascent": gsam(0.3, alpha=0.4)},
     "gsam, shared": {"ascent": gsam(0.3, alpha=0.4), "shared": True},
     "random_perturbation, shared": {"ascent": random_perturbation(0.3, seed=2), "shared": True},
