@@ -97,6 +97,8 @@ class Step:
                 needed="a balancer, and an ascent without memory: sam, asam or awp",
                 found=f"balance={balance!r}, ascent={getattr(ascent, 'name', None)!r}",
             )
+        if ascent is not None and ascent.steps > 1 and (ascent.decay is not None or ascent.seed is not None):
+            raise DomainError("a rule of several steps remembers nothing", needed="decay=None, seed=None, or steps=1")
         if by_term and (shared or apart):
             raise DomainError("by_term has a displacement for each term", needed="shared=False, apart=False")
         self.model, self.optimizer, self.ascent, self.balance = model, optimizer, ascent, balance
@@ -237,7 +239,8 @@ class Step:
         """The gradients at the displaced point, still scaled; combined with the first where the rule asks for it."""
         assert self.ascent is not None
         if self.ascent.combine is not None:
-            both = [p for p in second if p in self._rho() and p in first]
+            ours = self._rho()
+            both = [p for p in second if p in ours and p in first]
             if both:
                 with torch.no_grad():
                     mixed = self.ascent.combine([first[p] for p in both], [second[p] for p in both])

@@ -11,7 +11,7 @@ from torch import nn
 
 import lossary
 from lossary.errors import DomainError, MissingInput, ShapeError
-from lossary.step import Step, asam, awp, friendly_sam, gsam, random_perturbation, rules, rwp, sam
+from lossary.step import Ascent, Step, asam, awp, friendly_sam, gsam, random_perturbation, rules, rwp, sam
 from lossary.step.engine import Memory
 
 
@@ -264,6 +264,8 @@ def test_uphill_that_does_not_fit_is_refused():
         Step(model, sgd(model), rwp(), apart=True)([loss_of(model, batch)] * 2, uphill=loss_of(model, batch))
     with pytest.raises(DomainError):
         rwp(steps=0)
+    with pytest.raises(DomainError, match="several steps"):
+        Step(model, sgd(model), Ascent("many", rules.friendly, {"rho": 0.1, "sigma": 1.0}, decay=0.9, steps=2))
 
 
 # --- parameters and groups --------------------------------------------------------------------------------------------
