@@ -110,7 +110,8 @@ class Pairs(View):
         if pair_weight is not None:
             view.pair_weight = _fitting(pair_weight, len(flat), len(view.cols)).to(view.dtype)
         columns = keys if keys is not None else target if towers else input
-        if input.is_cuda and input.dtype is columns.dtype is torch.bfloat16:  # float16 would lose small slopes
+        half = input.dtype is columns.dtype is torch.bfloat16  # float16 would lose small slopes
+        if half and input.is_cuda and torch.cuda.get_device_capability(input.device) >= (8, 0):
             view.compute = torch.bfloat16
         valid_rows = view.has_positive if kept is None else view.has_positive & kept
         view.valid = valid_rows.reshape(shape)
