@@ -1,7 +1,7 @@
 """Gramians of gradients beside TorchJD's autogram engine, and what a balanced step costs beside a plain one.
 
-Gramians are per sample: forward pass, losses [B], Gramian [B, B]. The step is one of three tasks on a shared trunk:
-plain is forward, sum, backward; balanced is forward, Gramian, weighted gradient, all without the solver of the weights.
+Gramians are per sample: forward pass, losses [B], Gramian [B, B]. The step is one of three tasks on a shared trunk with
+SGD, the cheapest optimizer: plain is forward, sum, backward, step; balanced is `lossary.step` with IMTL-G.
 The first part needs TorchJD: `pip install --target DIR --no-deps torchjd quadprog qpsolvers`, and DIR on PYTHONPATH.
 """
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lossary
 from benchmarks.timing import Row, ratio
 from lossary.balance.gramian import record
 
@@ -136,32 +137,49 @@ class Tasks(nn.Module):
         return [F.cross_entropy(head(h), y) for head, y in zip(self.heads, targets, strict=True)]
 
 
-def tasks(batch: int, balanced: bool, width: int = 512) -> Callable[[], None]:
-    """One step up to `.grad`."""
+def tasks(kind: str, width: int, batch: int) -> Callable[[], object]:
+    """One whole step: plain, balanced, or by the matrix of all gradients."""
     torch.manual_seed(0)
     net, x, ys = Tasks(width), torch.randn(batch, 784), [torch.randint(10, (batch,)) for _ in range(3)]
+    sgd = torch.optim.SGD(net.parameters(), 1e-3)
+    trunk = list(net.trunk.parameters())
+    balance = lossary.balance.imtl_g()
+    step = lossary.step.Step(net, sgd, balance=balance)
 
     def plain() -> None:
-        net.zero_grad()
+        sgd.zero_grad()
         torch.stack(net.losses(x, ys)).sum().backward()
+        sgd.step()
 
-    def weighed() -> None:
-        net.zero_grad()
-        with record(net) as tape:
-            losses = net.losses(x, ys)
-        grads = tape.gradients(losses)
-        weights = 1 / grads.gramian().diagonal().sqrt()
-        for p, g in zip(grads.params, grads.pull(weights), strict=True):
-            p.grad = g
+    def matrix() -> None:
+        sgd.zero_grad()
+        losses, rows = net.losses(x, ys), []
+        for head, loss in zip(net.heads, losses, strict=True):
+            own = list(head.parameters())
+            found = torch.autograd.grad(loss, [*trunk, *own], retain_graph=True)
+            rows.append(torch.cat([g.flatten() for g in found[: len(trunk)]]))
+            for p, g in zip(own, found[len(trunk) :], strict=True):
+                p.grad = g
+        jacobian = torch.stack(rows)
+        weights = balance(torch.stack(losses).detach(), gramian=jacobian @ jacobian.T)
+        for p, g in zip(trunk, (weights @ jacobian).split([p.numel() for p in trunk]), strict=True):
+            p.grad = g.view_as(p)
+        sgd.step()
 
-    return weighed if balanced else plain
+    def balanced() -> object:
+        return step(lambda: dict(zip("abc", net.losses(x, ys), strict=True)))
+
+    return {"plain": plain, "balanced": balanced, "matrix": matrix}[kind]
 
 
 def run() -> Iterator[Row]:
     """Ratios of times; the largest difference relative to the largest entry."""
     for width, batch in ((512, 128), (512, 256), (1024, 128), (2048, 128)):
-        r = ratio(tasks(batch, True, width), tasks(batch, False, width), pairs=41, warm=3)
-        yield f"balanced / plain step, three tasks, width {width}, batch {batch}, time", r, "at most 1.9", r <= 1.9
+        plain, balanced, matrix = (tasks(kind, width, batch) for kind in ("plain", "balanced", "matrix"))
+        what = f"/ plain step, three tasks, width {width}, batch {batch}, time"
+        r = ratio(balanced, plain, pairs=41, warm=3)
+        yield f"balanced {what}", r, "at most 1.9", r <= 1.9
+        yield f"by the matrix of gradients {what}", ratio(matrix, plain, pairs=21, warm=3), "none", True
     try:
         import_module("torchjd.autogram")
     except ImportError:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lossary.balance.closed import Dense, EmbeddingUse, LinearUse, Part, Rows, Samples, Shared, Use, wide
+from lossary.balance.closed import FEW, Dense, EmbeddingUse, LinearUse, Part, Rows, Samples, Shared, wide
+from lossary.balance.graph import BELOW, Call, Meeting, Node, Walk
 from lossary.errors import DomainError, MissingInput, ShapeError, WrongRoom
 
-FEW = 2**16  # gradients of up to so many numbers share a product
 CHUNK = 64  # samples of one batched backward pass, where there is no closed form
-Node = Any  # of autograd's graph
 
 
 class Block(NamedTuple):
@@ -26,150 +24,46 @@ class Block(NamedTuple):
     rows: tuple[int, ...]
 
 
-@dataclass(eq=False)
-class Call:
-    """One run of a layer with a closed form."""
-
-    layer: nn.Module
-    form: type[Use]
-    x: Tensor
-    version: int
-    edge: GradientEdge  # of the output, before anything is done to it in place
-    before: Node | None  # the input's
-    shape: torch.Size
-    own: dict[str, Any]  # "weight" and "bias", as far as they are trained
-
-    def seen(self) -> Tensor:
-        """The input, provided nobody changed it since."""
-        if "weight" in self.own and self.x._version != self.version:
-            raise WrongRoom(
-                f"the input of {type(self.layer).__name__} was changed in place after the layer had run",
-                needed="inputs that stay as they were until the gradients are taken",
-                try_="an operation that is not in place",
-            )
-        return self.x.detach()
-
-
-def origin(x: Tensor) -> Node | None:
-    """The node of autograd's graph that made a tensor."""
-    return x.grad_fn if x.grad_fn is not None or not x.requires_grad else get_gradient_edge(x).node
-
-
-class Walk:
-    """The graph under some losses, from outputs of noted layers straight to their inputs.
-
-    reached: the noted layers. leaves: parameters met on the way, so used outside noted layers. borders (for `count`
-    samples): what is made without the batch and then added to every sample, or multiplied; the walk stops there.
-    """
-
-    def __init__(self, roots: Iterable[Node], calls: Iterable[Call] = (), count: int | None = None) -> None:
-        self.calls = {c.edge.node: c for c in calls}
-        self.reached: list[Call] = []
-        self.leaves: set[int] = set()
-        self.borders: list[Border] = []
-        todo = list(dict.fromkeys(node for node in roots if node is not None))
-        seen = set(todo)
-        while todo:
-            node = todo.pop()
-            call = self.calls.get(node)
-            if call is not None:
-                self.reached.append(call)
-                after: Any = ((call.before, 0),)
-            elif not (after := node.next_functions):
-                if (leaf := getattr(node, "variable", None)) is not None:
-                    self.leaves.add(id(leaf))
-                continue
-            for at, (child, nr) in enumerate(after):
-                if child is None or child in seen:
-                    continue
-                if count is not None and call is None and (border := Border.of(node, at, child, nr, count)):
-                    self.borders.append(border)
-                    continue
-                seen.add(child)
-                todo.append(child)
-
-    def uses(self, params: Sequence[Tensor]) -> dict[int, list[tuple[Call, str]]]:
-        """For each of these parameters that only noted layers use: those layers, and what it is to them."""
-        wanted, found = {id(p) for p in params} - self.leaves, dict[int, list[tuple[Call, str]]]()
-        for call in self.reached:
-            for name, p in call.own.items():
-                if id(p) in wanted:
-                    found.setdefault(id(p), []).append((call, name))
-        return {key: some for key, some in found.items() if len({name for _, name in some}) == 1}
-
-
-def _shape(node: Node, at: int) -> tuple[int, ...]:
-    """The shape of what a node made."""
-    if (leaf := getattr(node, "variable", None)) is not None:
-        return tuple(leaf.shape)
-    return tuple(node._input_metadata[at].shape)
-
-
-class Border(NamedTuple):
-    """Where something made without the batch (`inner`, of `shape`) meets it: in a sum, a stretching or a product."""
-
-    node: Node
-    inner: GradientEdge
-    shape: tuple[int, ...]
-    at: int  # which operand it is
-
-    @classmethod
-    def of(cls, node: Node, at: int, child: Node, nr: int, count: int) -> Border | None:
-        """The border between a node and one that it follows, if it is one."""
-        name = node.name()
-        if name not in ("AddBackward0", "ExpandBackward0", "MulBackward0") or getattr(node, "_saved_alpha", 1) != 1:
-            return None
-        full, shape = _shape(node, 0), _shape(child, nr)
-        if count == 1 or not full or full[0] != count or (len(shape) == len(full) and shape[0] != 1):
-            return None
-        border = cls(node, GradientEdge(child, nr), shape, at)
-        return None if name == "MulBackward0" and not isinstance(border.other(), Tensor) else border
-
-    def other(self) -> Any:
-        """What a product multiplies with."""
-        return self.node._saved_other if self.at == 0 else self.node._saved_self
-
-    def pull(self, d: Tensor) -> Tensor:
-        """From gradients of what the node made, [B, ...], to each sample's by `inner`, [B, *shape]."""
-        d = wide(d)
-        if self.node.name() == "MulBackward0":
-            d = d * self.other().detach()
-        own = self.shape[1:] if len(self.shape) == d.ndim else self.shape
-        if lead := d.ndim - 1 - len(own):
-            d = d.flatten(1, lead).sum(1)
-        axes = [k for k, size in enumerate(own, 1) if size == 1 and d.shape[k] != 1]
-        return (d.sum(axes, keepdim=True) if axes else d).reshape(len(d), *self.shape)
-
-
 Found = tuple[int, list[Block], Tensor]
 
 
-Got = list[list[Tensor | None]]  # gradients of loss t (first) by input k
+Column = list[Tensor | None] | Tensor  # gradients by one input: of each loss; [T, ...] if they were found together
 
 
-def _stack(got: Got, rows: Sequence[int], places: Sequence[int]) -> Tensor:
-    """Gradients of some losses by some inputs, flat, [rows, P]. They leave `got`, so that memory is freed early."""
+def _rows(column: Column) -> tuple[int, ...]:
+    """The losses that reach an input."""
+    every = range(len(column))
+    return tuple(every) if isinstance(column, Tensor) else tuple(t for t in every if column[t] is not None)
+
+
+def _flat(columns: list[Column], k: int, rows: Sequence[int]) -> Tensor:
+    """Gradients of some losses by one input, flat, [rows, P]. They leave `columns`, so that memory is freed early."""
+    column, columns[k] = columns[k], []
+    if isinstance(column, Tensor):
+        return column.reshape(len(column), -1)
     flat = []
     for t in rows:
-        for k in places:
-            g = got[t][k]
-            assert g is not None
-            flat.append((g.to_dense() if g.is_sparse else g).reshape(-1))
-            got[t][k] = None
-    return (torch.cat(flat) if len(flat) > 1 else flat[0]).view(len(rows), -1)
+        g = column[t]
+        assert g is not None
+        column[t] = None
+        flat.append((g.to_dense() if g.is_sparse else g).reshape(1, -1))
+    return torch.cat(flat) if len(flat) > 1 else flat[0]
 
 
-def _dense(params: Sequence[Tensor], places: Sequence[int], got: Got, first: int) -> list[Block]:
+def _dense(params: Sequence[Tensor], places: Sequence[int], columns: list[Column], first: int) -> list[Block]:
     """Blocks of the parameters that are inputs `first` and after; small ones that the same losses reach share one."""
     alike: dict[Any, list[int]] = {}
     for k, place in enumerate(places, first):
-        rows = tuple(t for t, row in enumerate(got) if row[k] is not None)
+        rows = _rows(columns[k])
         if rows:
             p = params[place]
-            alike.setdefault((rows, p.dtype, p.device, k if len(rows) * p.numel() > FEW else None), []).append(k)
+            alone = len(rows) == 1 or len(rows) * p.numel() > FEW
+            alike.setdefault((rows, p.dtype, p.device, k if alone else None), []).append(k)
     blocks = []
     for (rows, *_), some in alike.items():
-        blocks.append(Block([places[k - first] for k in some], Dense(wide(_stack(got, rows, some))), rows))
+        flat = [_flat(columns, k, rows) for k in some]
+        whole = Dense(wide(torch.cat(flat, 1) if len(flat) > 1 else flat[0]))
+        blocks.append(Block([places[k - first] for k in some], whole, rows))
     return blocks
 
 
@@ -177,12 +71,13 @@ def _dense(params: Sequence[Tensor], places: Sequence[int], got: Got, first: int
 
 
 def by_term(calls: list[Call], losses: Tensor | Sequence[Tensor], params: list[Tensor], retain: bool) -> Found:
-    """One backward pass a loss, down to the outputs of noted layers."""
+    """One backward pass a loss, down to the outputs of noted layers; below where all losses meet, one for all."""
     roots, ones = _terms(losses)
     graphs = [r for r in roots if r.requires_grad]
     if not graphs:
         raise MissingInput("no loss has a graph", needed="losses that depend on parameters")
-    walk = Walk(map(origin, graphs), [c for c in calls if c.form in (LinearUse, EmbeddingUse) and "weight" in c.own])
+    closed = [c for c in calls if c.form in (LinearUse, EmbeddingUse) and "weight" in c.own]
+    walk = Walk([get_gradient_edge(r).node for r in graphs], closed)
     uses = {}
     for key, found in walk.uses(params).items():
         runs = [call for call, _ in found]
@@ -191,21 +86,46 @@ def by_term(calls: list[Call], losses: Tensor | Sequence[Tensor], params: list[T
     runs = list(dict.fromkeys(call for found in uses.values() for call in found))
     rest = [k for k, p in enumerate(params) if id(p) not in uses and p.requires_grad]
     inputs: list[Any] = [*(c.edge for c in runs), *(params[k] for k in rest)]
-    got: Got = []
+    columns = _together(roots, inputs) if ones[0] is None else None
+    if columns is None:
+        columns = _each(roots, ones, inputs, retain)
+    blocks = _dense(params, rest, columns, len(runs))
+    spots = {id(c): k for k, c in enumerate(runs)}
+    for k, p in enumerate(params):
+        places = [spots[id(c)] for c in uses.get(id(p), ())]
+        rows = tuple(sorted({t for c in places for t in _rows(columns[c])}))
+        if rows:
+            blocks.append(Block([k], _joined(uses[id(p)], columns, rows, places), rows))
+    return len(roots), blocks, graphs[0]
+
+
+def _each(roots: list[Tensor], ones: list[Tensor | None], inputs: list[Any], retain: bool) -> list[Column]:
+    """Gradients of each root by each input, by a backward pass a root."""
+    found: list[Sequence[Tensor | None]] = []
     for at, (root, one) in enumerate(zip(roots, ones, strict=True)):
         if root.requires_grad and inputs:
             keep = retain or at < len(roots) - 1
-            got.append(list(torch.autograd.grad(root, inputs, one, retain_graph=keep, allow_unused=True)))
+            found.append(torch.autograd.grad(root, inputs, one, retain_graph=keep, allow_unused=True))
         else:
-            got.append([None] * len(inputs))
-    blocks = _dense(params, rest, got, len(runs))
-    spots = {id(c): k for k, c in enumerate(runs)}
-    for k, p in enumerate(params):
-        columns = [spots[id(c)] for c in uses.get(id(p), ())]
-        rows = tuple(t for t, row in enumerate(got) if any(row[c] is not None for c in columns))
-        if rows:
-            blocks.append(Block([k], _joined(uses[id(p)], got, rows, columns), rows))
-    return len(roots), blocks, graphs[0]
+            found.append([None] * len(inputs))
+    return [list(column) for column in zip(*found, strict=True)]
+
+
+def _together(losses: list[Tensor], inputs: list[Any]) -> list[Column] | None:
+    """The same by two passes: down to where the losses meet, and from there for all at once. If they do."""
+    meeting = Meeting.of(losses)
+    places = [None if meeting is None else meeting.at(x) for x in inputs]
+    if meeting is None or BELOW not in places:
+        return None
+    near, pulls = meeting.pulls(losses, [x for x, t in zip(inputs, places, strict=True) if t != BELOW])
+    edges = [GradientEdge(*edge) for edge in meeting.edges]
+    below = _batched_grad(edges, [x for x, t in zip(inputs, places, strict=True) if t == BELOW], pulls)
+    columns: list[Column] = []
+    for owner in places:
+        g = (below if owner == BELOW else near).pop(0)
+        alone = [g if t == owner else None for t in range(len(losses))]
+        columns.append(g if g is not None and owner == BELOW else alone)
+    return columns
 
 
 def _terms(losses: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -230,15 +150,16 @@ def _pays(runs: list[Call], terms: int) -> bool:
     return Shared.cheaper(terms, n, weight.shape[1], weight.shape[0])
 
 
-def _joined(runs: list[Call], got: Got, rows: tuple[int, ...], columns: list[int]) -> Part:
+def _joined(runs: list[Call], columns: list[Column], rows: tuple[int, ...], places: list[int]) -> Part:
     """The part of one weight, from runs of a layer and the places of gradients of their outputs."""
     stacked = []
-    for call, k in zip(runs, columns, strict=True):
+    for call, k in zip(runs, places, strict=True):
         shape = (call.shape[:-1].numel(), call.shape[-1])
-        for t in rows:
-            if got[t][k] is None:  # one weight, two runs, and a loss that only one of them reaches
-                got[t][k] = call.own["weight"].new_zeros(shape)
-        stacked.append(_stack(got, rows, [k]).view(-1, *shape))
+        if isinstance(column := columns[k], list):
+            for t in rows:
+                if column[t] is None:  # one weight, two runs, and a loss that only one of them reaches
+                    column[t] = call.own["weight"].new_zeros(shape)
+        stacked.append(_flat(columns, k, rows).view(-1, *shape))
     d = torch.cat(stacked, 1) if len(stacked) > 1 else stacked[0]
     if runs[0].form is EmbeddingUse:
         ids = torch.cat([call.seen().flatten() for call in runs]).long()

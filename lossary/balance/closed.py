@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+FEW = 2**16  # gradients of up to so many numbers are kept as they are, and share a product
 BLOCK = 2**22  # numbers of a block of products
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-SMALL = 256  # rows of a block of a symmetric product are a quarter of all, and at least this many / 4
+SMALL = 256  # rows of which a symmetric product is quicker whole than by its upper blocks
 
 
 def wide(x: Tensor) -> Tensor:
@@ -73,10 +74,12 @@ class Shared:
     pulls: Tensor
 
     def gram(self) -> Tensor:
-        """<D_s, X Xᵀ D_t>. X Xᵀ is symmetric, so only its upper blocks are made."""
+        """<D_s, X Xᵀ D_t>. X Xᵀ is symmetric, so of many rows only its upper blocks are made."""
         x, d = wide(self.rows), wide(self.pulls)
-        n, found = len(x), d.new_zeros(len(d), len(d))
-        step = max(1, min(max(SMALL, n) // 4, BLOCK // max(n, 1)))
+        n = len(x)
+        if n <= SMALL:
+            return d.flatten(1) @ (x @ x.T @ d).flatten(1).T
+        found, step = d.new_zeros(len(d), len(d)), max(1, min(n // 4, BLOCK // n))
         for at in range(0, n, step):
             near = x[at : at + step] @ x[at:].T
             near[:, :step] *= 0.5  # the block on the diagonal comes twice
@@ -95,8 +98,9 @@ class Shared:
 
     @staticmethod
     def cheaper(terms: int, n: int, i: int, o: int) -> bool:
-        """Whether this form and one product at the end take fewer operations than T products."""
-        return 0.625 * n * n * (i + terms * o) + n * i * o <= terms * n * i * o
+        """Whether this form and one product at the end take fewer operations than T products, and it matters."""
+        near = (1.0 if n <= SMALL else 0.625) * n * n * (i + terms * o)
+        return terms * i * o > FEW and near + n * i * o <= terms * n * i * o
 
 
 @dataclass

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from lossary.balance.backward import Block, Call, by_sample, by_term, origin
+from lossary.balance.backward import Block, by_sample, by_term
 from lossary.balance.closed import BATCH_NORM, Dense, kind
+from lossary.balance.graph import Call, origin
 from lossary.errors import MissingInput, ShapeError
 
 VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
@@ -71,7 +72,8 @@ class Tape:
 
         params: those that count (all of the recorded modules'); they may also be tensors inside the graph
         (representations). samples: loss i depends on row i of every layer's input only (the first axis); one backward
-        pass does for all then. check: try whether that is so, by a second backward pass.
+        pass does for all then. check: try whether that is so, by a second backward pass. retain_graph: all of the
+        graph can be used again; else parts of it are freed.
         """
         if params is None:
             params = (p for m in self.modules for p in m.parameters() if p.requires_grad)
@@ -127,10 +129,12 @@ class Gradients:
                     total += g
                 else:
                     found[block.rows] = found[block.rows] + g if block.rows in found else g
+        own = [rows[0] for rows in found if len(rows) == 1]
+        if own:
+            values = torch.cat([found[at,].flatten() for at in own])
+            (total.diagonal() if square else total).index_add_(0, torch.tensor(own, device=total.device), values)
         for rows, g in found.items():
-            if len(rows) == 1:
-                total[rows * total.ndim] += g.view(())
-            else:
+            if len(rows) > 1:
                 at = torch.tensor(rows, device=total.device)
                 total[(at[:, None], at) if square else at] += g
         return total
@@ -179,10 +183,10 @@ class Gradients:
         return [self.params[k] for block in self.blocks if len(block.rows) > 1 for k in block.places]
 
     @torch.no_grad()
-    def pull(self, weights: Tensor, *, own: float | None = None) -> list[Tensor | None]:
+    def pull(self, weights: Tensor, *, as_is: bool = False) -> list[Tensor | None]:
         """sum_t w_t grad_t, one tensor a parameter; None for those that no loss reaches.
 
-        own: the weight of a gradient by a parameter that no other loss reaches (None: its loss's).
+        as_is: a gradient by a parameter that no other loss reaches has no weight, and may be the one that is kept here.
         """
         if weights.shape != (self.count,):
             raise ShapeError("one weight a loss", needed=f"[{self.count}]", found=str(list(weights.shape)))
@@ -192,13 +196,11 @@ class Gradients:
             for block in self.blocks:
                 of = [self.params[k] for k in block.places]
                 rows = block.rows
-                if len(rows) == 1 and own is not None:
-                    w = weights.new_full((1,), own)
-                elif len(rows) == self.count:
-                    w = weights
-                else:  # slices are quicker than lists
-                    w = weights[rows[0] : rows[0] + 1] if len(rows) == 1 else weights[list(rows)]
-                g = block.part.pull(w.to(of[0].device))
+                if len(rows) == 1 and as_is:
+                    g = block.part.whole().reshape(-1)
+                else:
+                    w = weights if len(rows) == self.count else weights[list(rows)]
+                    g = block.part.pull(w.to(of[0].device))
                 parts = g.split([p.numel() for p in of]) if len(of) > 1 else [g]
                 for k, p, flat in zip(block.places, of, parts, strict=True):
                     found[k] = flat.view(p.shape).to(p.dtype)

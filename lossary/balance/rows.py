@@ -99,7 +99,7 @@ class Taped:
 
     def pull(self, weights: Tensor) -> Gradients:
         """Shared: the weighted sum. One's own: as it is."""
-        pairs = zip(self.found.params, self.found.pull(weights, own=1.0), strict=True)
+        pairs = zip(self.found.params, self.found.pull(weights, as_is=True), strict=True)
         return {p: g for p, g in pairs if g is not None}
 
 

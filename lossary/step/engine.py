@@ -145,6 +145,7 @@ class Step:
         ways = None if uphill is None else [uphill] if callable(uphill) else list(uphill)
         if ways is not None:
             self._check_uphill(len(ways), len(closures))
+        self.passes.begin()
         before = [(m, dict(m._buffers)) for m in self.balance.modules()] if self.balance is not None else []
         memory, self.passes.held = Memory(dict(self.memory.means), self.memory.draws), held
         if self.ascent is None:
@@ -335,7 +336,7 @@ class Step:
         return {p: g.get("rho", default) for g in self.optimizer.param_groups for p in g["params"]}
 
     def _random(self) -> Noise:
-        devices = {p.device for p in self.passes.trained() if p.is_cuda}
+        devices = {p.device for p in self.passes.trained if p.is_cuda}
         states = [(d, torch.cuda.get_rng_state(d)) for d in devices]
         return [(torch.device("cpu"), torch.get_rng_state()), *states]
 

@@ -53,6 +53,7 @@ class Passes:
         self.model, self.optimizer, self.others = model, optimizer, list(others)
         self.balance, self.scaler, self.accumulate, self.trunk = balance, scaler, accumulate, trunk
         self.seen = Seen({})
+        self.trained: list[Tensor] = []
         self.held: Mapping[str, Tensor] | None = None
 
     # --- one pass -------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class Passes:
         with self._no_sync(), record(*self.roots()) as tape, torch.enable_grad():
             losses = self.losses(closure)
             scaled = [x if self.scaler is None else self.scaler.scale(x) for x in losses.values()]
-        found = tape.gradients(scaled, self.trained())
+        found = tape.gradients(scaled, self.trained)
         return _sum({}, losses), Taped(found)
 
     def _by_total(self, closures: Sequence[Closure], quiet: bool) -> dict[str, Tensor]:
@@ -112,7 +113,7 @@ class Passes:
                     losses = self.losses(closure)
                     kept = list(losses.values()) if only is None else [losses[only]]
                     scaled = kept if self.scaler is None else [self.scaler.scale(x) for x in kept]
-                    now = Rows.of(scaled, self.trained(), self.trunk)
+                    now = Rows.of(scaled, self.trained, self.trunk)
                 found, rows = _sum(found, losses), now if rows is None else rows + now
         assert rows is not None
         if not quiet and self.ddp:
@@ -202,19 +203,19 @@ class Passes:
         """All modules whose parameters and buffers take part."""
         return [self.model, *self.others, *([self.balance] if self.balance is not None else [])]
 
-    def trained(self) -> list[Tensor]:
-        """Parameters of the optimizer and of all roots that may get a gradient, each once and in a fixed order."""
+    def begin(self) -> None:
+        """Look up `trained`, once a step: what may get a gradient of the optimizer and all roots, in a fixed order."""
         every = [*self.params(), *(p for root in self.roots() for p in root.parameters())]
-        return [p for p in dict.fromkeys(every) if p.requires_grad]
+        self.trained = [p for p in dict.fromkeys(every) if p.requires_grad]
 
     def clear(self) -> None:
         """No gradients."""
-        for p in self.trained():
+        for p in self.trained:
             p.grad = None
 
     def taken(self) -> Gradients:
         """The gradients there are, taken from their parameters."""
-        found = {p: p.grad for p in self.trained() if p.grad is not None}
+        found = {p: p.grad for p in self.trained if p.grad is not None}
         if any(g.is_sparse for g in found.values()):
             raise DomainError("a gradient is sparse", needed="dense gradients", try_="nn.Embedding(..., sparse=False)")
         self.clear()
@@ -262,7 +263,7 @@ class Passes:
     def average(self, grads: Gradients) -> Gradients:
         """The mean over processes; a parameter that one of them used counts as 0 where it was not used."""
         inside = set(self.model.parameters())  # others are not DDP's either
-        trained = [p for p in self.trained() if p in inside]
+        trained = [p for p in self.trained if p in inside]
         used = torch.tensor([float(p in grads) for p in trained], device=trained[0].device)
         dist.all_reduce(used, group=self._group)
         found = {p: grads.get(p, torch.zeros_like(p)) for p, n in zip(trained, used.tolist(), strict=True) if n}
