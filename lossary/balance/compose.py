@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lossary.balance.terms import Balance, Needs, State, gram, vector
-from lossary.errors import MissingInput, WrongRoom
+from lossary.errors import MissingInput, ShapeError, WrongRoom
 
 
 class Then(Balance):
@@ -88,6 +88,45 @@ class Then(Balance):
         return f"{self.first!r}.then({self.second!r})"
 
 
+class Each(Balance):
+    """A balancer by the Gramian for every group of parameters, each with a memory of its own: [K, T, T] -> [K, T]."""
+
+    def __init__(self, balance: Balance, count: int) -> None:
+        nn.Module.__init__(self)
+        if balance.needs != "gramian":
+            raise WrongRoom(
+                f"{balance!r} cannot balance groups of parameters each by itself",
+                needed="a balancer by the Gramian",
+                try_="lossary.balance.pcgrad() and the like",
+            )
+        self.each, self.live = nn.ModuleList(copy.deepcopy(balance) for _ in range(count)), True
+
+    @property
+    def needs(self) -> Needs:
+        """A Gramian for each group."""
+        return "gramian"
+
+    def forward(
+        self, losses: Tensor | Sequence[Tensor] | None = None, *, gramian: Tensor | None = None, **given: Any
+    ) -> Tensor:
+        """As `Balance`, with Gramians [K, T, T]; weights [K, T]."""
+        if gramian is None or gramian.ndim != 3 or len(gramian) != len(self.each):
+            found = "none" if gramian is None else str(list(gramian.shape))
+            raise ShapeError("a Gramian for each group", needed=f"[{len(self.each)}, T, T]", found=found)
+        return torch.stack([one(losses, gramian=g, **given) for one, g in zip(self.each, gramian, strict=True)])
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, none of them remembers anything."""
+        with ExitStack() as stack:
+            for one in [super(), *self.each]:
+                stack.enter_context(one.frozen())  # type: ignore[operator]
+            yield
+
+    def __repr__(self) -> str:
+        return repr(self.each[0])
+
+
 class TorchJD(Balance):
     """An aggregator or weighting of TorchJD. See `torchjd`."""
 
@@ -153,4 +192,4 @@ def torchjd(aggregator: nn.Module) -> Balance:
     return TorchJD(aggregator)
 
 
-__all__ = ["Then", "TorchJD", "torchjd"]
+__all__ = ["Each", "Then", "TorchJD", "torchjd"]

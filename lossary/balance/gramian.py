@@ -139,11 +139,8 @@ class Gradients:
                 total[(at[:, None], at) if square else at] += g
         return total
 
-    @torch.no_grad()
-    def gramian(self, groups: Mapping[str, Iterable[Tensor]] | None = None) -> Tensor:
-        """<grad_s, grad_t>, [T, T]; one for each group of parameters, [K, T, T]."""
-        if groups is None:
-            return _even(self._sum(None, True))
+    def _places(self, groups: Mapping[str, Iterable[Tensor]]) -> list[set[int]]:
+        """Where the parameters of each group are."""
         place = {id(p): k for k, p in enumerate(self.params)}
         found = []
         for name, members in groups.items():
@@ -153,8 +150,15 @@ class Gradients:
                     f"the group {name!r} has parameters that the gradients were not taken by",
                     needed="groups of the parameters given to gradients()",
                 )
-            found.append(_even(self._sum({place[key] for key in keys}, True)))
-        return torch.stack(found)
+            found.append({place[key] for key in keys})
+        return found
+
+    @torch.no_grad()
+    def gramian(self, groups: Mapping[str, Iterable[Tensor]] | None = None) -> Tensor:
+        """<grad_s, grad_t>, [T, T]; one for each group of parameters, [K, T, T]."""
+        if groups is None:
+            return _even(self._sum(None, True))
+        return torch.stack([_even(self._sum(some, True)) for some in self._places(groups)])
 
     @torch.no_grad()
     def norms(self) -> Tensor:
@@ -183,28 +187,37 @@ class Gradients:
         return [self.params[k] for block in self.blocks if len(block.rows) > 1 for k in block.places]
 
     @torch.no_grad()
-    def pull(self, weights: Tensor, *, as_is: bool = False) -> list[Tensor | None]:
+    def pull(
+        self, weights: Tensor, groups: Mapping[str, Iterable[Tensor]] | None = None, *, as_is: bool = False
+    ) -> list[Tensor | None]:
         """sum_t w_t grad_t, one tensor a parameter; None for those that no loss reaches.
 
+        groups: of parameters, as for `gramian`, each with weights of its own, [K, T]; None for those in no group.
         as_is: a gradient by a parameter that no other loss reaches has no weight, and may be the one that is kept here.
         """
-        if weights.shape != (self.count,):
-            raise ShapeError("one weight a loss", needed=f"[{self.count}]", found=str(list(weights.shape)))
-        weights = weights.detach().to(self.like)
-        found: list[Tensor | None] = [None] * len(self.params)
+        every = set(range(len(self.params)))
+        members = [every] if groups is None else self._places(groups)
+        needed = (self.count,) if groups is None else (len(members), self.count)
+        if weights.shape != needed:
+            raise ShapeError("one weight a loss", needed=str(list(needed)), found=str(list(weights.shape)))
+        weights = weights.detach().to(self.like).view(len(members), -1)
+        pulled: list[Tensor | None] = [None] * len(self.params)
         with _exact(self.like):
             for block in self.blocks:
-                of = [self.params[k] for k in block.places]
-                rows = block.rows
-                if len(rows) == 1 and as_is:
-                    g = block.part.whole().reshape(-1)
-                else:
-                    w = weights if len(rows) == self.count else weights[list(rows)]
-                    g = block.part.pull(w.to(of[0].device))
-                parts = g.split([p.numel() for p in of]) if len(of) > 1 else [g]
-                for k, p, flat in zip(block.places, of, parts, strict=True):
-                    found[k] = flat.view(p.shape).to(p.dtype)
-        return found
+                of, rows = [self.params[k] for k in block.places], block.rows
+                own = as_is and len(rows) == 1
+                for by, some in [(weights, every)] if own else zip(weights, members, strict=True):
+                    if some.isdisjoint(block.places):
+                        continue
+                    if own:
+                        g = block.part.whole().reshape(-1)
+                    else:
+                        g = block.part.pull((by if len(rows) == self.count else by[list(rows)]).to(of[0].device))
+                    parts = g.split([p.numel() for p in of]) if len(of) > 1 else [g]
+                    for k, p, flat in zip(block.places, of, parts, strict=True):
+                        if k in some:
+                            pulled[k] = flat.view(p.shape).to(p.dtype)
+        return pulled
 
     @torch.no_grad()
     def split(self, direction: Tensor) -> list[Tensor]:

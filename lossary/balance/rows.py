@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from lossary.balance.gramian import Gradients as Tapes
 
 Gradients = dict[Tensor, Tensor]
+Groups = Mapping[str, Sequence[Tensor]]  # all shared parameters, each in one of them
 
 
 class Rows:
@@ -53,24 +54,30 @@ class Rows:
             return torch.zeros(len(self.rows), 0)
         return torch.stack([torch.cat([_wide(row, p).flatten() for p in self.shared]) for row in self.rows])
 
-    def gramian(self) -> Tensor:
-        """[T, T] over the shared parameters, tensor by tensor: no copy of the gradients is made."""
+    def gramian(self, groups: Groups | None = None) -> Tensor:
+        """[T, T] over the shared parameters, tensor by tensor, without a copy of the gradients. [K, T, T] by groups."""
+        if groups is not None:
+            return torch.stack([self._gramian(some) for some in groups.values()])
+        return self._gramian(self.shared)
+
+    def _gramian(self, params: Sequence[Tensor]) -> Tensor:
         like = self.shared[0] if self.shared else torch.zeros(())
         out = torch.zeros(len(self.rows), len(self.rows), dtype=_working(like), device=like.device)
-        for p in self.shared:
+        for p in params:
             at = [i for i, row in enumerate(self.rows) if p in row]
             flat = torch.stack([_wide(self.rows[i], p).flatten() for i in at]).to(out)
             out[torch.tensor(at)[:, None], torch.tensor(at)] += flat @ flat.T
         return out
 
-    def pull(self, weights: Tensor) -> Gradients:
-        """Shared: the weighted sum. One's own: as it is."""
+    def pull(self, weights: Tensor, groups: Groups | None = None) -> Gradients:
+        """Shared: the weighted sum, by groups with weights [K, T]. One's own: as it is."""
+        each = dict.fromkeys(self.shared, weights) if groups is None else _each(weights, groups)
         mixed = {
             p: sum(
-                (w * _wide(row, p) for w, row in zip(weights.to(p.device), self.rows, strict=True) if p in row),
+                (w * _wide(row, p) for w, row in zip(by.to(p.device), self.rows, strict=True) if p in row),
                 start=torch.zeros_like(p, dtype=_working(p)),
             ).to(p.dtype)
-            for p in self.shared
+            for p, by in each.items()
         }
         return {**self.own(), **mixed}
 
@@ -91,16 +98,20 @@ class Taped:
     """As `Rows` for balancers by the Gramian, of gradients that are held in smaller forms than T copies."""
 
     def __init__(self, found: Tapes) -> None:
-        self.found = found
+        self.found, self.shared = found, found.shared
 
-    def gramian(self) -> Tensor:
-        """[T, T] over the shared parameters."""
-        return self.found.gramian({"shared": self.found.shared})[0]
+    def gramian(self, groups: Groups | None = None) -> Tensor:
+        """[T, T] over the shared parameters; [K, T, T] by groups."""
+        return self.found.gramian({"shared": self.shared})[0] if groups is None else self.found.gramian(groups)
 
-    def pull(self, weights: Tensor) -> Gradients:
-        """Shared: the weighted sum. One's own: as it is."""
-        pairs = zip(self.found.params, self.found.pull(weights, as_is=True), strict=True)
+    def pull(self, weights: Tensor, groups: Groups | None = None) -> Gradients:
+        """Shared: the weighted sum, by groups with weights [K, T]. One's own: as it is."""
+        pairs = zip(self.found.params, self.found.pull(weights, groups, as_is=True), strict=True)
         return {p: g for p, g in pairs if g is not None}
+
+
+def _each(weights: Tensor, groups: Groups) -> dict[Tensor, Tensor]:
+    return {p: w for w, some in zip(weights, groups.values(), strict=True) for p in some}
 
 
 def added(a: Gradients, b: Gradients) -> Gradients:

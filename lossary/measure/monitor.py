@@ -192,12 +192,23 @@ class Monitor:
         return out
 
     def seen(self, seen: Any) -> Record:
-        """What a `lossary.step` saw of its terms in the last step (`step.seen`), for the next record."""
+        """What a `lossary.step` saw of its terms in the last step (`step.seen`), for the next record.
+
+        With groups of parameters: angles and norms over all groups, and the weights of each.
+        """
         losses = {k: float(v.detach()) for k, v in seen.losses.items()}
+        if seen.groups and seen.gramian is not None:
+            out = self.gramian(list(losses), seen.gramian.sum(0), losses)
+            for group, weights in zip(seen.groups, seen.weights if seen.weights is not None else (), strict=False):
+                out |= {
+                    f"terms/{k}/weight in {group or 'the rest'}": float(w) for k, w in zip(losses, weights, strict=True)
+                }
+            self._pending |= out
+            return out
         if seen.gramian is not None:
             return self.gramian(list(losses), seen.gramian, losses, seen.weights)
         whole = sum(map(abs, losses.values()))
-        out: Record = {f"terms/{k}/loss": v for k, v in losses.items()}
+        out = {f"terms/{k}/loss": v for k, v in losses.items()}
         out |= {f"terms/{k}/loss share": abs(v) / whole if whole else math.nan for k, v in losses.items()}
         if seen.weights is not None:
             out |= {f"terms/{k}/weight": float(w) for k, w in zip(losses, seen.weights, strict=True)}

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lossary.balance.compose import Each
 from lossary.balance.rows import Gradients, Rows, added
 from lossary.balance.terms import Balance
 from lossary.errors import DomainError, MissingInput, ShapeError
@@ -49,6 +50,8 @@ class Step:
     trunk: the shared parameters (none: those that two or more terms reach); then what is outside gets the terms' sum. A
     balancer by the Jacobian that has a trunk (M-ConFIG) lets terms take turns: one that has none in this step is a
     number without a graph, torch.zeros(()) for instance, and costs no pass.
+    groups: parameters by name (encoder, decoder; layers): every group is balanced by itself, by a Gramian of its own,
+    with a memory of its own; shared parameters in none of them are one more. For balancers by the Gramian.
     ascent: a rule of displacement, and then a second pass. model: its buffers (running statistics of batch
     normalisation and the like) are those of the first pass. optimizer: the parameters of its groups that have a
     gradient are displaced; a group may have a "rho" of its own. objective: a Lossary objective, or several in a
@@ -82,6 +85,7 @@ class Step:
         *,
         balance: Balance | None = None,
         trunk: Iterable[Tensor] | None = None,
+        groups: Mapping[str, Iterable[Tensor]] | None = None,
         by_term: bool = False,
         shared: bool = False,
         apart: bool = False,
@@ -101,6 +105,9 @@ class Step:
             raise DomainError("a rule of several steps remembers nothing", needed="decay=None, seed=None, or steps=1")
         if by_term and (shared or apart):
             raise DomainError("by_term has a displacement for each term", needed="shared=False, apart=False")
+        parts = None if groups is None else {n: list(dict.fromkeys(some)) for n, some in groups.items()}
+        if parts is not None and balance is not None:
+            balance = Each(balance, len(parts) + 1)
         self.model, self.optimizer, self.ascent, self.balance = model, optimizer, ascent, balance
         self.clip, self.by_term = clip, by_term
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -108,13 +115,21 @@ class Step:
         self.memory = Memory()
         others = [objective] if objective is not None else []
         some = None if trunk is None else [p for p in dict.fromkeys(trunk) if p.requires_grad]
-        self.passes = Passes(model, optimizer, others, balance, self.scaler, accumulate, some)
+        self.passes = Passes(model, optimizer, others, balance, self.scaler, accumulate, some, parts)
         params = self.passes.params()
         if some is not None and (not some or balance is None or balance.needs == "losses" or {*some} - {*params}):
             raise DomainError(
                 "trunk names the parameters whose gradients are balanced",
                 needed="parameters of the optimizer, and a balancer by gradients",
                 found=f"{len(some)} of them, {len({*some} - {*params})} not the optimizer's; balance={balance!r}",
+            )
+        named = [p for part in (parts or {}).values() for p in part]
+        if parts is not None and (not named or balance is None or len({*named}) < len(named) or {*named} - {*params}):
+            raise DomainError(
+                "groups name the parameters that are balanced by themselves",
+                needed="parameters of the optimizer, each in one group, and a balancer",
+                found=f"{len(named)} of them, {len(named) - len({*named})} of these again, "
+                f"{len({*named} - {*params})} not the optimizer's; balance={balance!r}",
             )
         if type(model).__name__ == "FullyShardedDataParallel" or any(hasattr(p, "placements") for p in params):
             raise DomainError("the parameters are sharded", needed="whole parameters: one process, or DDP")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lossary.balance.gramian import record
-from lossary.balance.rows import Gradients, Rows, Taped, added
+from lossary.balance.rows import Gradients, Groups, Rows, Taped, added
 from lossary.balance.terms import Balance
 from lossary.errors import DomainError, ShapeError
 
@@ -30,11 +30,15 @@ ONLY = ""  # the name of a loss that has none
 
 @dataclass
 class Seen:
-    """What the last step saw of its terms: losses by name, of the first pass; weights [T] and gramian [T, T] if any."""
+    """What the last step saw of its terms: losses by name, of the first pass; weights [T] and gramian [T, T] if any.
+
+    groups: names of groups of parameters, "" for what is in none; with them weights are [K, T] and Gramians [K, T, T].
+    """
 
     losses: dict[str, Tensor]
     weights: Tensor | None = None
     gramian: Tensor | None = None
+    groups: tuple[str, ...] = ()
 
 
 class Passes:
@@ -49,10 +53,11 @@ class Passes:
         scaler: torch.amp.GradScaler | None,
         accumulate: int,
         trunk: Sequence[Tensor] | None = None,
+        groups: Groups | None = None,
     ) -> None:
         self.model, self.optimizer, self.others = model, optimizer, list(others)
         self.balance, self.scaler, self.accumulate, self.trunk = balance, scaler, accumulate, trunk
-        self.seen = Seen({})
+        self.groups, self.seen = groups, Seen({})
         self.trained: list[Tensor] = []
         self.held: Mapping[str, Tensor] | None = None
 
@@ -132,16 +137,26 @@ class Passes:
             return self._weighed(values, names, rows)
         if len(values) == 1:  # nothing to balance
             return rows.pull(torch.ones_like(values))
-        wide = rows.jacobian() if isinstance(rows, Rows) and self.balance.needs == "jacobian" else rows.gramian()
+        groups = self._divided(rows.shared)
+        wide = rows.jacobian() if isinstance(rows, Rows) and self.balance.needs == "jacobian" else rows.gramian(groups)
         if not wide.isfinite().all():  # the balancer is not asked, and remembers nothing of it
             return rows.pull(torch.full_like(values, torch.nan))
         if self.balance.needs == "gramian":
-            self.seen.gramian = wide * scale**2
+            self.seen.gramian, self.seen.groups = wide * scale**2, tuple(groups or ())
             self.seen.weights = self.asked(values, names, gramian=self.seen.gramian)
-            return rows.pull(self.seen.weights)
+            return rows.pull(self.seen.weights, groups)
         assert isinstance(rows, Rows)
         direction = self.asked(values, names, jacobian=wide * scale)
         return rows.along(direction / scale)
+
+    def _divided(self, shared: Sequence[Tensor]) -> Groups | None:
+        """The shared parameters by groups; the last one has what is in none."""
+        if self.groups is None:
+            return None
+        inside = set(shared)
+        found: dict[str, Sequence[Tensor]] = {n: [p for p in some if p in inside] for n, some in self.groups.items()}
+        rest = inside.difference(*found.values())
+        return {**found, ONLY: [p for p in shared if p in rest]}
 
     def asked(self, losses: Tensor | Sequence[Tensor], names: list[str], **more: Tensor) -> Tensor:
         """The balancer's answer."""

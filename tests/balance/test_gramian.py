@@ -203,6 +203,14 @@ def test_groups_are_shares_of_the_whole() -> None:
         torch.testing.assert_close(parts.sum(0), grads.gramian())
         first = j[:, : net.trunk[0].weight.numel()]
         torch.testing.assert_close(parts[0], first @ first.T)
+        w = torch.randn(2, len(j), dtype=j.dtype)
+        apart = zip(grads.pull(w[0]), grads.pull(w[1]), grads.pull(w, groups), grads.params, strict=True)
+        for mine, other, found, p in apart:
+            torch.testing.assert_close(found, mine if p is net.trunk[0].weight else other)
+        only = grads.pull(w[:1], {"first": groups["first"]})
+        assert [g is not None for g in only] == [p is net.trunk[0].weight for p in grads.params]
+        with pytest.raises(ShapeError, match="one weight a loss"):
+            grads.pull(w[0], groups)
 
 
 def test_some_parameters_and_those_of_an_objective() -> None:
