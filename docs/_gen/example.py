@@ -34,7 +34,13 @@ target = torch.tensor([0, 1, 2, 2])"""
 GIVEN: dict[str, Any] = {"counts": [900, 90, 10], "size": 4, "level": [0.2, 0.5, 1.0]}
 WEIGHT = {"Classes": [0.5, 1.0, 4.0], "Labels": [1.0, 5.0, 20.0]}
 #: where the default makes no sense of four items, or of three steps
-SMALL = {"top_k": {"k": 2}, "dwa": {"every": 1}, "igb": {"every": 1}, "coba": {"window": 3, "warmup": 1}}
+SMALL = {
+    "top_k": {"k": 2},
+    "dwa": {"every": 1},
+    "igb": {"every": 1},
+    "coba": {"window": 3, "warmup": 1},
+    "mft_self_paced": {"window": 3},
+}
 LEARNED = "lossary.memory.LearnedReal(0.0, size=2)"
 BASE = {"Classes": "cross_entropy", "Labels": "bce", "Residual": "mse", "Items": "cross_entropy", "Pairs": "supcon"}
 
@@ -118,7 +124,7 @@ def _of_steps(row: Row) -> list[str]:
 
 
 #: balancers that watch losses on held-out data
-HELD = ("coba", "mft_convergence")
+HELD = ("coba", "mft_convergence", "mft_self_paced")
 #: examples of what is called in a way of its own
 SPECIAL: dict[str, str] = {
     "dot": """w = torch.nn.Parameter(torch.tensor([2.0, -1.0]))

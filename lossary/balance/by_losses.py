@@ -210,6 +210,21 @@ def slope(y: Tensor) -> Tensor:
     return (x[:, None] * y).sum(0) / x.square().sum().clamp(min=0.5)
 
 
+@method("mft_self_paced", Losses, role="balance")
+def mft_self_paced(terms: Losses, *, tau: float = 50.0, window: int = 100) -> Tensor:
+    """The self-paced weights of MFTCoder's code (Liu et al. 2024), by the slopes of the held-out losses.
+
+    softmax of tau * s, where s = -a softmax(a) and a are the slopes over the mean of their sizes: most for terms that
+    fall at a = -1, least for those that rise. Equal until `window` losses were seen. They sum to 1. Needs `held`.
+    """
+    now = held(terms).double()
+    seen = torch.cat([terms.kept("seen", now.new_zeros(0, terms.count)), now[None]])[-window:]
+    terms.keep(seen=seen)
+    a = slope(seen) if len(seen) == window else torch.zeros_like(now)
+    a = terms.count * a / a.abs().sum().clamp(min=torch.finfo(now.dtype).tiny)
+    return weighed(terms, (-tau * a * a.softmax(-1)).softmax(-1).to(terms.dtype))
+
+
 @method("coba", Losses, role="balance")
 def coba(terms: Losses, *, tau: float = 5.0, window: int = 200, warmup: int = 100) -> Tensor:
     """CoBa (Gong et al. 2024): weights by the slopes of the held-out losses, each over its first value.
@@ -245,6 +260,7 @@ __all__ = [
     "igb_rl",
     "imtl_l",
     "mft_convergence",
+    "mft_self_paced",
     "rlw",
     "stch",
     "total",

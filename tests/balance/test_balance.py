@@ -146,6 +146,18 @@ def test_coba_goes_by_the_relative_scores_alone_while_all_speed_up():
     torch.testing.assert_close(w, (2 * a / a.abs().sum()).softmax(-1))
 
 
+def test_self_paced_weights_hold_back_what_rises_and_what_stands_still():
+    held = torch.stack([torch.linspace(2, 1, 30), torch.full((30,), 1.0), torch.linspace(1, 1.5, 30)], -1).double()
+    even, balance = torch.ones_like(held), room.mft_self_paced(window=20)
+    assert (weights_of(balance, even[:19], held[:19]) == 1 / 3).all()  # not enough seen
+    w = weights_of(balance, even[19:], held[19:])
+    assert w[0] > 0.95
+    assert w[2] < 1e-10
+    two = torch.stack([torch.linspace(2, 1, 30), torch.linspace(2, 1.9, 30)], -1).double()
+    w = weights_of(room.mft_self_paced(window=20), torch.ones_like(two), two)
+    assert w[0] > w[1]  # of two that fall, the faster one: not what the name of convergence balancing makes one expect
+
+
 def test_slopes_are_those_of_a_line():
     y = torch.randn(7, 3, dtype=torch.float64)
     torch.testing.assert_close(slope(y), torch.from_numpy(np.polyfit(np.arange(7), y.numpy(), 1)[0]))

@@ -171,6 +171,7 @@ STILL = {
     "rlw",
     "dwa",
     "coba",
+    "mft_self_paced",
     "conflict_free_momentum",
     "gradnorm",
 }
