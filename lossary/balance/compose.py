@@ -49,8 +49,7 @@ class Then(Balance):
         *,
         gramian: Tensor | None = None,
         jacobian: Tensor | None = None,
-        names: Sequence[str] = (),
-        held: Tensor | Sequence[Tensor] | None = None,
+        **given: Any,
     ) -> Tensor:
         """As `Balance`; both see the losses, the second one as the first weighs them."""
         if losses is None:
@@ -60,12 +59,11 @@ class Then(Balance):
         if self.first.needs == "losses":
             with torch.enable_grad():
                 leaf = leaf.requires_grad_()
-                whole = self.first(leaf, names=names, held=held)
+                whole = self.first(leaf, **given)
                 (u,) = torch.autograd.grad(whole, leaf)
             leaf = leaf.detach()
         else:
-            u = self.first(leaf, gramian=g, names=names, held=held)
-        given: dict[str, Any] = {"names": names, "held": held}
+            u = self.first(leaf, gramian=g, **given)
         if self.needs == "jacobian" and jacobian is not None:
             given["jacobian"] = u.to(jacobian)[:, None] * jacobian.detach()
         elif self.needs == "gramian" and g is not None:
@@ -156,8 +154,7 @@ class TorchJD(Balance):
         *,
         gramian: Tensor | None = None,
         jacobian: Tensor | None = None,
-        names: Sequence[str] = (),
-        held: Tensor | Sequence[Tensor] | None = None,
+        **_: Any,
     ) -> Tensor:
         """Weights [T] from the Gramian [T, T], or a direction [P] from the Jacobian [T, P]; losses are not used."""
         if self.by_gramian and gramian is None and jacobian is not None:

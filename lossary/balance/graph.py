@@ -170,10 +170,14 @@ class Meeting(NamedTuple):
         if len(roots) < max(2, len(losses)):
             return None
         first, _ = _down(roots[:1])
-        above, met = [first], set[Edge]()
+        above, met = [first], dict[Edge, None]()
         for root in roots[1:]:
             own, into = _down([root], first)
-            if not own or (len(above) > 1 and into != met) or any(not own.isdisjoint(one) for one in above):
+            if (
+                not own
+                or (len(above) > 1 and into.keys() != met.keys())
+                or any(not own.isdisjoint(one) for one in above)
+            ):
                 return None
             above.append(own)
             met = into
@@ -183,7 +187,7 @@ class Meeting(NamedTuple):
             return None
         below = tops | under
         above[0] = first - below
-        if {edge for node in above[0] for edge in node.next_functions if edge[0] in below} != met:
+        if {edge for node in above[0] for edge in node.next_functions if edge[0] in below} != met.keys():
             return None
         if any(node.next_functions and node.name() not in TOGETHER for node in below):
             return None
@@ -234,14 +238,14 @@ def _note(sent: dict[Any, Tensor], key: Any, at: int) -> Callable[[Any, Any], No
     return hook
 
 
-def _down(edges: Iterable[Edge], stop: Collection[Node] = ()) -> tuple[set[Node], set[Edge]]:
-    """All nodes from some edges down, without those of `stop`, and the edges that lead into these."""
-    found, into = set[Node](), set[Edge]()
+def _down(edges: Iterable[Edge], stop: Collection[Node] = ()) -> tuple[set[Node], dict[Edge, None]]:
+    """All nodes from some edges down, without those of `stop`, and the edges that lead into these, in a fixed order."""
+    found, into = set[Node](), dict[Edge, None]()
     todo = [(edge[0], edge[1]) for edge in edges]
     while todo:
         edge = todo.pop()
         if edge[0] in stop:
-            into.add(edge)
+            into[edge] = None
         elif edge[0] is not None and edge[0] not in found:
             found.add(edge[0])
             todo.extend(edge[0].next_functions)
