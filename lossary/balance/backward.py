@@ -86,7 +86,8 @@ def by_term(calls: list[Call], losses: Tensor | Sequence[Tensor], params: list[T
     runs = list(dict.fromkeys(call for found in uses.values() for call in found))
     rest = [k for k, p in enumerate(params) if id(p) not in uses and p.requires_grad]
     inputs: list[Any] = [*(c.edge for c in runs), *(params[k] for k in rest)]
-    columns = _together(roots, inputs) if ones[0] is None else None
+    apart = ones[0] is not None or any(call.watched for call in calls)
+    columns = None if apart else _together(roots, inputs)
     if columns is None:
         columns = _each(roots, ones, inputs, retain)
     blocks = _dense(params, rest, columns, len(runs))

@@ -31,6 +31,11 @@ class Call:
     shape: torch.Size
     own: dict[str, Any]  # "weight" and "bias", as far as they are trained
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody wants the gradient by the input: a hook, or `retain_grad`."""
+        return self.x.retains_grad or bool(self.x._backward_hooks)
+
     def seen(self) -> Tensor:
         """The input, provided nobody changed it since."""
         if "weight" in self.own and self.x._version != self.version:

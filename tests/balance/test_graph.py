@@ -194,25 +194,39 @@ def test_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not together(600, 16, 1)
 
 
-def test_hooks_run_and_may_change_gradients() -> None:
-    """Tensor hooks see all losses at once; one that cannot is given them one by one."""
-    for look in (lambda g: g * 2, lambda g: g * (2 if g.abs().max().item() >= 0 else 1)):
-        m = net()
-        x, calls = torch.randn(N, D, dtype=torch.float64), []
+@pytest.mark.parametrize("look", [lambda g: g * 2, lambda g: g * (2 if g.abs().max().item() >= 0 else 1)])
+@pytest.mark.parametrize("where", ["input of a layer", "input of the heads", "elsewhere"])
+def test_hooks_run_and_may_change_gradients(monkeypatch: pytest.MonkeyPatch, where: str, look: Any) -> None:
+    """One that looks into a layer's input sees each loss; another all at once, and each if that is beyond it."""
+    monkeypatch.setattr(graph, "pays", lambda *_: True)
+    m, x, calls = net(), torch.randn(N, D, dtype=torch.float64), []
 
-        def hook(g: Tensor, look: Any = look, calls: list[int] = calls) -> Tensor:
-            calls.append(1)
-            return look(g)
+    def hook(g: Tensor) -> Tensor:
+        calls.append(g.shape)
+        return look(g)
 
-        with pytest.MonkeyPatch.context() as patch, record(m) as tape:
-            patch.setattr(graph, "pays", lambda *_: True)
-            h = m["first"](x).relu()
-            h.register_hook(hook)
-            losses = heads(m, m["second"](h))
+    with record(m) as tape:
+        h = m["first"](x).relu()
+        g = m["second"](h.tanh() if where == "elsewhere" else h)
+        (g if where == "input of the heads" else h).register_hook(hook)
+        losses = heads(m, g)
+        with passes() as seen:
             found = tape.gradients(losses, [m["first"].weight], retain_graph=True)
-        true = torch.stack([torch.autograd.grad(x, m["first"].weight, retain_graph=True)[0].flatten() for x in losses])
-        torch.testing.assert_close(found.jacobian(), true)
-        assert calls
+    assert any(seen) == (where == "elsewhere")
+    assert calls
+    true = torch.stack([torch.autograd.grad(x, m["first"].weight, retain_graph=True)[0].flatten() for x in losses])
+    torch.testing.assert_close(found.jacobian(), true)
+
+
+def test_kept_gradients_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "pays", lambda *_: True)
+    m, x = net(), torch.randn(N, D, dtype=torch.float64)
+    with record(m) as tape:
+        h = trunk(m, x)
+        h.retain_grad()
+        tape.gradients(heads(m, h))
+    assert h.grad is not None
+    assert h.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("run", [plain, two_edges])
