@@ -51,6 +51,14 @@ def test_a_row_says_what_the_code_says(key):
 
 
 @pytest.mark.parametrize("key", REAL)
+def test_texts_are_plain(key):
+    """Pages mark names by themselves; a backquote would be shown as one."""
+    made = schema.methods()[key]
+    texts = (made.title, made.summary, made.drops, made.use_when, made.avoid_when, made.cost, made.equation)
+    assert "`" not in " ".join([*filter(None, texts), *(how for _, how in made.differs_from)])
+
+
+@pytest.mark.parametrize("key", REAL)
 def test_stated_properties_are_laws(key):
     assert set(schema.methods()[key].properties) <= set(laws.rows.PROPERTIES)
 
