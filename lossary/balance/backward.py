@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from lossary.balance import graph
 from lossary.balance.closed import FEW, Dense, EmbeddingUse, LinearUse, Part, Rows, Samples, Shared, wide
 from lossary.balance.graph import BELOW, Call, Meeting, Node, Walk
 from lossary.errors import DomainError, MissingInput, ShapeError, WrongRoom
@@ -77,7 +78,7 @@ def by_term(calls: list[Call], losses: Tensor | Sequence[Tensor], params: list[T
     if not graphs:
         raise MissingInput("no loss has a graph", needed="losses that depend on parameters")
     closed = [c for c in calls if c.form in (LinearUse, EmbeddingUse) and "weight" in c.own]
-    walk = Walk([get_gradient_edge(r).node for r in graphs], closed)
+    walk = Walk([get_gradient_edge(r).node for r in graphs] if closed else [], closed)
     uses = {}
     for key, found in walk.uses(params).items():
         runs = [call for call, _ in found]
@@ -86,7 +87,8 @@ def by_term(calls: list[Call], losses: Tensor | Sequence[Tensor], params: list[T
     runs = list(dict.fromkeys(call for found in uses.values() for call in found))
     rest = [k for k, p in enumerate(params) if id(p) not in uses and p.requires_grad]
     inputs: list[Any] = [*(c.edge for c in runs), *(params[k] for k in rest)]
-    apart = ones[0] is not None or any(call.watched for call in calls)
+    few = not graph.pays(len(roots), sum(p.numel() for p in params), 0)
+    apart = few or ones[0] is not None or any(call.watched for call in calls)
     columns = None if apart else _together(roots, inputs)
     if columns is None:
         columns = _each(roots, ones, inputs, retain)
