@@ -173,7 +173,16 @@ def tasks(kind: str, width: int, batch: int) -> Callable[[], object]:
 
 
 def run() -> Iterator[Row]:
-    """Ratios of times; the largest difference relative to the largest entry."""
+    """Ratios of times; the largest difference relative to the largest entry.
+
+    TorchJD comes first: after the large matrices of the steps, what malloc gives has been touched before.
+    """
+    yield from beside()
+    yield from steps()
+
+
+def steps() -> Iterator[Row]:
+    """Whole steps beside the plain one."""
     for width, batch in ((64, 128), (512, 128), (512, 256), (1024, 128), (2048, 128)):
         plain, balanced, matrix = (tasks(kind, width, batch) for kind in ("plain", "balanced", "matrix"))
         what = f"/ plain step, three tasks, width {width}, batch {batch}, time"
@@ -181,6 +190,10 @@ def run() -> Iterator[Row]:
         small = width < 512  # where it is mostly calls
         yield f"balanced {what}", r, "none" if small else "at most 1.9", small or r <= 1.9
         yield f"by the matrix of gradients {what}", ratio(matrix, plain, pairs=21, warm=3), "none", True
+
+
+def beside() -> Iterator[Row]:
+    """Gramians beside TorchJD's."""
     try:
         import_module("torchjd.autogram")
     except ImportError:
