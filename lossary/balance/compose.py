@@ -107,11 +107,14 @@ class Each(Balance):
     def forward(
         self, losses: Tensor | Sequence[Tensor] | None = None, *, gramian: Tensor | None = None, **given: Any
     ) -> Tensor:
-        """As `Balance`, with Gramians [K, T, T]; weights [K, T]."""
+        """As `Balance`, with Gramians [K, T, T]; weights [K, T]. Where no gradient is, nobody is asked: ones."""
         if gramian is None or gramian.ndim != 3 or len(gramian) != len(self.each):
             found = "none" if gramian is None else str(list(gramian.shape))
             raise ShapeError("a Gramian for each group", needed=f"[{len(self.each)}, T, T]", found=found)
-        return torch.stack([one(losses, gramian=g, **given) for one, g in zip(self.each, gramian, strict=True)])
+        answers = []
+        for one, g in zip(self.each, gramian, strict=True):
+            answers.append(one(losses, gramian=g, **given) if g.any() else g.new_ones(len(g)))
+        return torch.stack(answers)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -120,6 +123,10 @@ class Each(Balance):
             for one in [super(), *self.each]:
                 stack.enter_context(one.frozen())  # type: ignore[operator]
             yield
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON: of each of them."""
+        return self.each[0].config()  # type: ignore[operator, no-any-return]
 
     def __repr__(self) -> str:
         return repr(self.each[0])

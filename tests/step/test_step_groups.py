@@ -138,6 +138,28 @@ def test_with_an_ascent_memory_moves_once():
     torch.testing.assert_close(torch.stack([one.state.mean for one in step.balance.each]), wanted)
 
 
+def test_a_group_that_no_term_reaches_is_not_asked():
+    """Its memory stays; in the next step it is asked again."""
+    model = Net()
+    step = lossary.step(model, sgd(model), balance=of_a_test(), groups=model.groups())
+    first, second = batches(2)
+    before = flat(model.first)
+    with torch.no_grad():
+        h = model.first(first[0]).tanh()
+
+    def late():
+        top = model.third(model.second(h).tanh()).tanh()
+        return {n: F.mse_loss(model.heads[n](top)[:, 0], y) for n, y in zip(KINDS, first[1:], strict=True)}
+
+    step(late)
+    assert torch.equal(flat(model.first), before)
+    assert "mean" not in step.balance.each[0].state._buffers
+    assert (step.seen.weights[0] == 1).all()
+    step(lambda: model.losses(second))
+    assert step.balance.each[0].state.mean.isfinite().all()
+    assert step.balance.config() == of_a_test().config()
+
+
 def test_monitor_records_weights_of_groups():
     model = Net()
     step = lossary.step(model, sgd(model), balance=lossary.balance.imtl_g(), groups=model.groups())
