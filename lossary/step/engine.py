@@ -105,7 +105,7 @@ class Step:
             raise DomainError("a rule of several steps remembers nothing", needed="decay=None, seed=None, or steps=1")
         if by_term and (shared or apart):
             raise DomainError("by_term has a displacement for each term", needed="shared=False, apart=False")
-        parts = None if groups is None else {n: list(dict.fromkeys(some)) for n, some in groups.items()}
+        parts = None if groups is None else {n: [p for p in some if p.requires_grad] for n, some in groups.items()}
         if parts is not None and balance is not None:
             balance = Each(balance, len(parts) + 1)
         self.model, self.optimizer, self.ascent, self.balance = model, optimizer, ascent, balance
@@ -124,12 +124,13 @@ class Step:
                 found=f"{len(some)} of them, {len({*some} - {*params})} not the optimizer's; balance={balance!r}",
             )
         named = [p for part in (parts or {}).values() for p in part]
-        if parts is not None and (not named or balance is None or len({*named}) < len(named) or {*named} - {*params}):
+        doubly, alien = len(named) - len({*named}), len({*named} - {*params})
+        if parts is not None and (balance is None or not all([*parts, *parts.values(), named]) or doubly or alien):
             raise DomainError(
                 "groups name the parameters that are balanced by themselves",
-                needed="parameters of the optimizer, each in one group, and a balancer",
-                found=f"{len(named)} of them, {len(named) - len({*named})} of these again, "
-                f"{len({*named} - {*params})} not the optimizer's; balance={balance!r}",
+                needed="names, and under each some parameters of the optimizer that no other has; and a balancer",
+                found=f"{', '.join(f'{n!r}: {len(part)}' for n, part in parts.items())}; {doubly} of them again, "
+                f"{alien} not the optimizer's; balance={balance!r}",
             )
         if type(model).__name__ == "FullyShardedDataParallel" or any(hasattr(p, "placements") for p in params):
             raise DomainError("the parameters are sharded", needed="whole parameters: one process, or DDP")

@@ -172,10 +172,25 @@ def test_monitor_records_weights_of_groups():
     assert record["terms/size/gradient norm"] == pytest.approx(float(whole[1, 1].sqrt()))
 
 
+def test_frozen_parameters_may_be_named():
+    """As in a list of all parameters of a module."""
+    model = Net()
+    model.first.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    step = lossary.step(model, optimizer, balance=lossary.balance.pcgrad(), groups={"low": model.first.parameters()})
+    before = flat(model.first)
+    (batch,) = batches(1)
+    step(lambda: model.losses(batch))
+    moved = flat(model.first) != before
+    assert not moved[:24].any()
+    assert moved[24:].all()
+
+
 def test_errors():
     model = Net()
     other, first = Net(), list(model.first.parameters())
-    for groups in ({}, {"none": []}, {"a": first, "b": first}, {"a": other.first.parameters()}):
+    alien = other.first.parameters()
+    for groups in ({}, {"none": []}, {"a": first, "b": []}, {"": first}, {"a": first, "b": first}, {"a": alien}):
         with pytest.raises(DomainError, match="groups name the parameters"):
             lossary.step(model, sgd(model), balance=lossary.balance.pcgrad(), groups=groups)
     with pytest.raises(DomainError, match="groups name the parameters"):
