@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,44 +35,8 @@ def one_line() -> Iterator[None]:
 
 
 @contextmanager
-def _heard() -> Iterator[Callable[[], None]]:
-    """Ctrl-C inside: what is yielded raises it again if it got lost (Python drops what is raised in a destructor)."""
-    pressed = False
-
-    def press(*_: Any) -> None:
-        nonlocal pressed
-        pressed = True
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield check  # Ctrl-C is somebody else's business
-        return
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
 def bar() -> Iterator[Any]:
-    """A bar in a terminal; in a log file a line now and then. It stops at a Ctrl-C that got lost."""
-    with _heard() as check, _shown() as show:
-
-        def tell(note: str, done: int, total: int) -> None:
-            check()
-            show(note, done, total)
-
-        yield tell
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar in a terminal; in a log file a line now and then."""
     pace = Pace()
     if not err.is_terminal:
         yield _Lines(pace).tell
